@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# The premerge job: set-up, lint, tests, verify. Everything runs even where something failed, so that one run shows all there
+# is to mend; the job is red if anything was. Variables of the Makefile are passed through the environment.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+failed=()
+stage() {
+    local name=$1 started=$SECONDS
+    shift
+    printf '\n=== %s: %s\n' "$name" "$*"
+    if "$@"; then
+        printf '=== %s: passed in %d s\n' "$name" $((SECONDS - started))
+    else
+        printf '=== %s: FAILED (exit %d) after %d s\n' "$name" $? $((SECONDS - started))
+        failed+=("$name")
+    fi
+}
+
+# Nothing below means anything without it.
+stage setup make setup
+[ ${#failed[@]} -eq 0 ] || exit 1
+
+stage lint make lint
+stage test make test
+stage verify make verify
+
+if [ ${#failed[@]} -gt 0 ]; then
+    printf '\npremerge: FAILED: %s\n' "${failed[*]}"
+    exit 1
+fi
+printf '\npremerge: passed in %d s\n' "$SECONDS"

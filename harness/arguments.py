@@ -1,0 +1,150 @@
+"""Bad arguments: each must raise a ValueError that names what was wrong, before anything is written (design decision 9)."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness import inflight
+from harness.case import Case
+from harness.context import Context, Property
+from harness.execution import Call, synchronize
+from harness.failure import Failure, fail
+from harness.memory import Arena
+from harness.operators.chunk_metadata import ChunkMetadata
+
+#: Names of the positional arguments, by operator.
+POSITIONAL = {
+    "chunk_metadata": ("cu_seqlens", "chunk_size"),
+    "conv_prefill": ("x", "weight"),
+    "conv_update": ("x", "weight"),
+    "gdn_decode": ("q", "k", "v"),
+}
+
+
+@dataclass(frozen=True)
+class Breakage:
+    """One way to get a call wrong. ``exact``: the message must name this very argument; otherwise any argument will do."""
+
+    what: str
+    argument: str
+    value: Callable[[Any], Any]
+    exact: bool = True
+    strict: bool = False
+
+
+def shape_and_type_breakages(call: dict[str, Any]) -> Iterator[Breakage]:
+    """Rank, width, dtype, device and kind of every tensor argument: visible without reading the device."""
+    tensors = {name: value for name, value in call.items() if isinstance(value, Tensor)}
+    for name, value in tensors.items():
+        yield Breakage(f"{name} with one dimension more", name, lambda t: t.unsqueeze(0))
+        if value.dim() > 1:
+            yield Breakage(f"{name} one element too wide", name, _widened, exact=False)
+        wrong = torch.int32 if value.is_floating_point() else torch.float32
+        yield Breakage(f"{name} of dtype {wrong}", name, lambda t, wrong=wrong: torch.zeros(t.shape, device=t.device).to(wrong))
+        if len(tensors) > 1:
+            yield Breakage(f"{name} on another device", name, lambda t: t.to("meta"), exact=False)
+        if name != "bias":
+            yield Breakage(f"{name} missing", name, lambda t: None)
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return torch.cat([tensor, tensor[..., :1]], dim=-1)
+
+
+def value_breakages(operator: str, call: dict[str, Any]) -> Iterator[Breakage]:
+    """What only the device knows: seen in strict mode."""
+    slots = next((call[name].shape[0] for name in ("conv_state", "state") if name in call), 0)
+    if "state_indices" in call:
+        yield Breakage(f"a slot {slots} in a pool of {slots}", "state_indices", lambda t: t * 0 + slots, strict=True)
+        if call["state_indices"].numel() > 1:
+            yield Breakage("two active rows in slot 0", "state_indices", lambda t: t * 0, strict=True)
+    if "cu_seqlens" in call and call["cu_seqlens"].numel() > 1:
+        yield Breakage("starts that do not begin with 0", "cu_seqlens", lambda t: t + 1, strict=True)
+        if int(call["cu_seqlens"][-1]) > 0:
+            yield Breakage("starts that decrease", "cu_seqlens", lambda t: t.flip(0) - t[-1] * 0, strict=True)
+        if operator == "conv_prefill":
+            yield Breakage("starts that end before the last token", "cu_seqlens", lambda t: t * 0, strict=True)
+    if operator == "chunk_metadata" and "total_seqlens" in call:
+        for name in ("total_seqlens", "extra_chunks"):
+            for delta in (1, -1):
+                yield Breakage(f"{name} off by {delta:+d}", name, lambda n, d=delta: n + d, strict=True)
+
+
+@contextmanager
+def strict_mode(enabled: bool) -> Iterator[None]:
+    before = os.environ.get("SLUICEGATE_STRICT")
+    os.environ["SLUICEGATE_STRICT"] = "1" if enabled else "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["SLUICEGATE_STRICT"]
+        else:
+            os.environ["SLUICEGATE_STRICT"] = before
+
+
+def arguments_body(context: Context, case: Case) -> None:
+    probe = _named(context, _packed(context, case))
+    for breakage in (*shape_and_type_breakages(probe), *value_breakages(case.operator, probe)):
+        if breakage.what.endswith("decrease") and case.tokens == 0:
+            continue
+        call = _packed(context, case)
+        named = _named(context, call)
+        broken = {**named, breakage.argument: breakage.value(named[breakage.argument])}
+        _require_rejected(context, breakage, call, broken)
+        context.cases += 1
+
+
+def _packed(context: Context, case: Case) -> Call:
+    operator = context.operator
+    if isinstance(operator, ChunkMetadata):
+        return operator.pack(case.with_(options={"hints": True}), context.device)
+    return context.sequences.pack(context.batch(case), Arena(context.device))
+
+
+def _named(context: Context, call: Call) -> dict[str, Any]:
+    return dict(zip(POSITIONAL[context.operator.name], call.arguments, strict=True)) | call.keywords
+
+
+def _require_rejected(context: Context, breakage: Breakage, call: Call, broken: dict[str, Any]) -> None:
+    names = POSITIONAL[context.operator.name]
+    call.arena.arm()
+    for buffer in call.arena.buffers:
+        buffer.writable_rows.clear()
+    try:
+        with strict_mode(breakage.strict), torch.no_grad(), inflight.watched():
+            context.function(*(broken[n] for n in names), **{k: v for k, v in broken.items() if k not in names})
+            synchronize(context.device)
+    except ValueError as error:
+        text = str(error)
+        wanted = (breakage.argument,) if breakage.exact else tuple(broken)
+        if not any(re.search(rf"\b{re.escape(name)}\b", text) for name in wanted):
+            fail(
+                "not rejected",
+                f"{breakage.what}: the ValueError does not name {breakage.argument!r}: {text.splitlines()[0] if text else '(empty)'}",
+                mark=breakage.what,
+            )
+    except Failure:
+        raise
+    except Exception as error:  # noqa: BLE001 - any other type than ValueError is the finding
+        fail(
+            "not rejected",
+            f"{breakage.what}: raised {type(error).__name__} ({str(error).splitlines()[0] if str(error) else ''}), expected a ValueError"
+            f" that names {breakage.argument!r}",
+            mark=breakage.what,
+        )
+    else:
+        mode = " in strict mode (SLUICEGATE_STRICT=1)" if breakage.strict else ""
+        fail("not rejected", f"{breakage.what} was accepted{mode}, expected a ValueError that names {breakage.argument!r}", mark=breakage.what)
+    call.arena.check()
+
+
+bad_arguments = Property("bad_arguments", "arguments", arguments_body, examples=3)

@@ -1,0 +1,220 @@
+"""A cell of the report: one property of one operator on one subject, dtype and device, run by Hypothesis."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
+from hypothesis.errors import FlakyFailure, Unsatisfiable
+
+from harness import inflight, operators, strategies
+from harness.case import AnyCase, Case, Layout
+from harness.context import Context, Property
+from harness.execution import DeviceLost
+from harness.failure import Failure, FailureRecord
+from harness.subjects import Capabilities, load_target
+
+#: Once a failure is found, this long is spent on making it smaller.
+SHRINK_SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class CellSpec:
+    """What identifies a cell, and how many cases it gets."""
+
+    operator: str
+    subject: str
+    target: str
+    property: str
+    device: str
+    dtype: str
+    examples: int
+    seed: int
+    check_memory: bool = True
+
+    @property
+    def key(self) -> str:
+        return f"{self.operator}/{self.subject}/{self.property}/{self.dtype}/{self.device}"
+
+
+@dataclass
+class CellResult:
+    """What became of a cell. status: ``passed``, ``failed`` or ``not_run`` (with the reason)."""
+
+    spec: CellSpec
+    status: str
+    cases: int = 0
+    seconds: float = 0.0
+    #: Seconds inside the property, without drawing and reporting.
+    judged_seconds: float = 0.0
+    reason: str = ""
+    worst_share: float = 0.0
+    failure: FailureRecord | None = None
+    coverage: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        data = asdict(self)
+        data["failure"] = self.failure.to_json() if self.failure else None
+        return data
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> CellResult:
+        fields = dict(data)
+        fields["spec"] = CellSpec(**data["spec"])
+        fields["failure"] = FailureRecord.from_json(data["failure"]) if data["failure"] else None
+        return cls(**fields)
+
+
+def adapted(case: AnyCase, capabilities: Capabilities) -> AnyCase:
+    """The case with what the subject does not claim taken out of it."""
+    if not isinstance(case, Case):
+        return case
+    if not capabilities.strided:
+        case = case.with_(layout=Layout(wide_indices=case.layout.wide_indices, slot_pad=case.layout.slot_pad))
+    if not capabilities.padded_pool:
+        from dataclasses import replace
+
+        case = case.with_(layout=replace(case.layout, slot_pad=0))
+    if case.state_dtype not in capabilities.state_dtypes:
+        case = case.with_(state_dtype=capabilities.state_dtypes[0])
+    return case
+
+
+def claimed(case: AnyCase, capabilities: Capabilities) -> bool:
+    if not isinstance(case, Case):
+        return True
+    key, value = case.dims.get("K", 0), case.dims.get("V", 0)
+    return max(key, value) <= capabilities.max_head_dim and (key == value or not capabilities.equal_head_dims)
+
+
+class Cell:
+    """Runs one property on one subject until it fails or its cases are used up."""
+
+    def __init__(self, spec: CellSpec, prop: Property) -> None:
+        self.spec = spec
+        self.property = prop
+        self.operator = operators.get(spec.operator)
+        function = load_target(spec.target)
+        self.context = Context(
+            operator=self.operator,
+            function=function,
+            device=torch.device(spec.device),
+            capabilities=Capabilities.of(function),
+            check_memory=spec.check_memory,
+            target=spec.target,
+        )
+        self._prepare()
+
+    def _prepare(self) -> None:
+        self.coverage: dict[str, Counter[str]] = {}
+        self.judged_seconds = 0.0
+        self._failed: dict[Any, Failure] = {}
+        self._first_failure: tuple[AnyCase, Failure] | None = None
+        self._deadline = float("inf")
+        self._cases_to_failure = 0
+
+    def strategy(self) -> Any:
+        scale = strategies.GPU if self.spec.device == "cuda" else strategies.CPU
+        build = self.property.strategy or self.operator.cases
+        capabilities = self.context.capabilities
+        drawn = build(scale, self.spec.dtype)
+        if capabilities != Capabilities():
+            drawn = drawn.map(lambda c: adapted(c, capabilities)).filter(lambda c: claimed(c, capabilities))
+        return drawn
+
+    def judge(self, case: AnyCase) -> None:
+        """One case: noted on disk, judged, counted. Raises what the property raises."""
+        key = repr(case)
+        if time.monotonic() > self._deadline and key not in self._failed:
+            return  # out of time for shrinking: keep what we have
+        inflight.record({**asdict(self.spec), "case": case.to_json()})
+        before, start = self.context.cases, time.perf_counter()
+        try:
+            self.property.body(self.context, case)
+        except Failure as failure:
+            self._failed[key] = failure
+            if self._first_failure is None:
+                self._first_failure = (case, failure)
+                self._cases_to_failure = self.context.cases + 1
+                self._deadline = time.monotonic() + SHRINK_SECONDS
+            failure.case = case  # type: ignore[attr-defined]
+            raise
+        finally:
+            self.judged_seconds += time.perf_counter() - start
+            if self._first_failure is None:
+                # A property that makes several comparisons of one case counts them itself.
+                self.context.cases = max(self.context.cases, before + 1)
+                self._observe(case)
+
+    def _observe(self, case: AnyCase) -> None:
+        for axis, values in self.operator.coverage(case).items():
+            self.coverage.setdefault(axis, Counter()).update(str(v) for v in values)
+
+    def run(self) -> CellResult:
+        start = time.perf_counter()
+        failure = self._search()
+        result = CellResult(
+            spec=self.spec,
+            status="failed" if failure else "passed",
+            cases=self.context.cases,
+            seconds=time.perf_counter() - start,
+            judged_seconds=self.judged_seconds,
+            worst_share=self.context.worst_share,
+            coverage={axis: dict(counts) for axis, counts in self.coverage.items()},
+        )
+        if failure:
+            case, error, note = failure
+            result.failure = self.record(case, error, note, result.seconds)
+        return result
+
+    def _search(self) -> tuple[AnyCase, Failure, str] | None:
+        @seed(self.spec.seed)
+        @settings(
+            max_examples=self.spec.examples,
+            deadline=None,
+            database=None,
+            phases=(Phase.generate, Phase.shrink),
+            suppress_health_check=list(HealthCheck),
+            report_multiple_bugs=False,
+            verbosity=Verbosity.quiet,
+            print_blob=False,
+        )
+        @given(case=self.strategy())
+        def holds(case: AnyCase) -> None:
+            self.judge(case)
+
+        try:
+            holds()
+        except Failure as failure:
+            return failure.case, failure, ""  # type: ignore[attr-defined]
+        except FlakyFailure:
+            assert self._first_failure is not None
+            case, failure = self._first_failure
+            return case, failure, "The same case did not fail every time: the subject is not deterministic."
+        except DeviceLost:
+            raise
+        except Unsatisfiable as error:
+            raise RuntimeError(f"{self.spec.key}: no case fits what the subject claims to take") from error
+        return None
+
+    def record(self, case: AnyCase, error: Failure, note: str = "", seconds: float = 0.0) -> FailureRecord:
+        message = f"{error.message} ({note})" if note else error.message
+        return FailureRecord(
+            operator=self.spec.operator,
+            subject=self.spec.subject,
+            property=self.spec.property,
+            symptom=error.symptom,
+            message=message,
+            case={"target": self.spec.target, **case.to_json()},
+            sentence=self.operator.describe(case),
+            device=self.spec.device,
+            dtype=self.spec.dtype,
+            rows=[row.to_json() for row in error.rows],
+            details=error.details,
+            seconds=seconds,
+            examples=self._cases_to_failure,
+        )

@@ -1,0 +1,79 @@
+"""One call of a subject: hostile memory around it, a watchdog over it, its result taken apart and checked for shape."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+
+from harness import inflight
+from harness.failure import Failure, fail
+from harness.memory import Arena, PoisonedAllocations
+
+
+class DeviceLost(RuntimeError):
+    """The CUDA context is unusable (illegal access, launch failure): this process cannot judge anything any more."""
+
+
+_FATAL_CUDA = ("illegal memory access", "misaligned address", "device-side assert", "launch failure", "unspecified launch")
+
+
+@dataclass
+class Call:
+    """A packed call: what the subject gets, and what is needed to read the result."""
+
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+    arena: Arena
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def raised(error: BaseException, what: str) -> NoReturn:
+    """Turn what a subject raised into a failure; a lost device becomes `DeviceLost`."""
+    text = str(error)
+    if any(word in text for word in _FATAL_CUDA):
+        raise DeviceLost(text) from error
+    # The last frame outside this package is where an engineer wants to look.
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "/harness/" not in f.filename]
+    place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    lines = text.strip().splitlines()
+    fail(
+        "raised",
+        f"{what} raised {type(error).__name__}{place}: {lines[0] if lines else ''}",
+        details="".join(traceback.format_exception(error)),
+        mark=type(error).__name__,
+    )
+    raise AssertionError("unreachable")
+
+
+@contextmanager
+def guarded(call: Call, *, check_memory: bool, what: str) -> Iterator[None]:
+    """Run the body (the subject) with armed memory; afterwards every guard, input and untouched slot is compared."""
+    call.arena.arm()
+    poison = PoisonedAllocations()
+    try:
+        with poison, torch.no_grad():
+            yield
+        synchronize(call.arena.device)
+    except Failure:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever a subject raises is a finding about the subject
+        raised(error, what)
+    if check_memory:
+        call.arena.check()
+        poison.check()
+
+
+def invoke(function: Callable[..., Any], call: Call, *, check_memory: bool = True, what: str = "the subject") -> Any:
+    """Call the subject once and return what it returned."""
+    with guarded(call, check_memory=check_memory, what=what), inflight.watched():
+        out = function(*call.arguments, **call.keywords)
+    return out

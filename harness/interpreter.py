@@ -1,0 +1,117 @@
+"""Triton's interpreter, made trustworthy for bfloat16, probed before use.
+
+As shipped (3.6 to 3.9) the interpreter truncates float32 to bfloat16 where hardware rounds to nearest even, and does
+bfloat16 arithmetic on the raw 16-bit patterns. A correct kernel would fail on a CPU for reasons of its own. `repair`
+replaces those conversions with exact ones and spares CPU tensors the copy to "the host" and back; `probe` then checks
+the result, and a cell whose dtype cannot be trusted is reported as not run.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def requested() -> bool:
+    return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+
+
+def bfloat16_bits(values: np.ndarray) -> np.ndarray:
+    """float32 to the bits of bfloat16, nearest even, NaN kept."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    quiet = (bits >> np.uint32(16)) | np.uint32(0x40)
+    return np.where(np.isnan(values), quiet, rounded).astype(np.uint16)
+
+
+def bfloat16_values(bits: np.ndarray) -> np.ndarray:
+    return (np.ascontiguousarray(bits).astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+@cache
+def repair() -> str | None:
+    """Patch the interpreter in place, once. Returns why it could not be done, or None."""
+    if not requested():
+        return None
+    try:
+        import triton.language as tl
+        from triton.runtime import interpreter as upstream
+
+        builder: Any = upstream.InterpreterBuilder
+        handle = upstream.TensorHandle
+        convert = upstream._convert_float
+        binary, executor = builder.binary_op, upstream.GridExecutor
+        options = upstream.interpreter_builder.options
+        restore, to_host = executor._restore_args_dev, executor._init_args_hst
+    except (ImportError, AttributeError) as error:
+        return f"this Triton's interpreter has another shape than the ones known here ({error})"
+
+    def exact_convert(data: np.ndarray, source: Any, target: Any, rounding: Any) -> np.ndarray:
+        if source == tl.float32 and target == tl.bfloat16:
+            return bfloat16_bits(data).reshape(data.shape)
+        if source == tl.bfloat16 and target == tl.float32:
+            return bfloat16_values(data).view(np.uint32).reshape(data.shape)
+        return convert(data, source, target, rounding)
+
+    def exact_binary(self: Any, left: Any, right: Any, op: Any) -> Any:
+        if left.dtype.scalar == tl.bfloat16 and right.dtype.scalar == tl.bfloat16:
+            out = op(bfloat16_values(left.data), bfloat16_values(right.data))
+            return handle(out if out.dtype == np.bool_ else bfloat16_bits(out), tl.bfloat16)
+        return binary(self, left, right, op)
+
+    # Tensors that already lie on the CPU need no copy to the host and no copy back; upstream copies each whole storage
+    # back onto itself, which for a pool of many slots costs more than the kernel.
+    def on_cpu(values: Any) -> bool:
+        return all(not isinstance(v, torch.Tensor) or v.device.type == "cpu" for v in values)
+
+    def init_args(self: Any, args: Any, kwargs: Any) -> Any:
+        if on_cpu(args) and on_cpu(kwargs.values()):
+            return list(args), dict(kwargs)
+        return to_host(self, args, kwargs)
+
+    def restore_args(self: Any, args: Any, host: Any, kwargs: Any, kwargs_host: Any) -> None:
+        if not (on_cpu(args) and on_cpu(kwargs.values())):
+            restore(self, args, host, kwargs, kwargs_host)
+
+    # Every integer addition is otherwise done twice, once in 64 bits to look for overflow: half the time of a kernel. The
+    # high-slot property looks for what overflow does.
+    upstream.interpreter_builder.options = replace(options, sanitize_overflow=False)
+    upstream._convert_float = exact_convert
+    builder.binary_op = exact_binary
+    executor._init_args_hst, executor._restore_args_dev = init_args, restore_args
+    return None
+
+
+@cache
+def probe() -> dict[str, str]:
+    """dtype name to the reason why the interpreter must not be trusted with it; empty when all is well."""
+    if not requested():
+        return {}
+    reason = repair()
+    import triton
+
+    if not triton.knobs.runtime.interpret:
+        return dict.fromkeys(("float32", "float16", "bfloat16"), "Triton was imported before TRITON_INTERPRET=1 was set")
+    from harness._probe_kernel import probe_arithmetic
+
+    untrusted = {}
+    values = torch.linspace(-3.0, 3.0, 64, dtype=torch.float32) * torch.tensor(1.0 + 2.0**-9 + 2.0**-13)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        name = str(dtype).removeprefix("torch.")
+        source = values.to(dtype)
+        stored, summed = torch.empty_like(source), torch.empty_like(source)
+        wide = torch.empty_like(values)
+        probe_arithmetic(values, source, stored, summed, wide)
+        exact = (
+            torch.equal(stored, source)
+            and torch.equal(wide, source.float())
+            and torch.equal(summed, (source.float() + source.float() * 1.0).to(dtype))
+        )
+        if not exact:
+            untrusted[name] = f"the interpreter's {name} arithmetic is inexact" + (f": {reason}" if reason else "")
+    return untrusted

@@ -1,0 +1,221 @@
+"""Judging one case in a process of its own, so that a crash or a hang is an answer.
+
+``python -m harness.isolation`` reads one JSON request a line and writes one JSON verdict a line. The parent (`Sandbox`)
+starts it, gives it a time limit, and starts a new one when it dies. ``sluicegate replay`` and the shrinking of crashes
+both work through it; the worker that found a crash cannot, being dead.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+
+from harness import operators
+from harness.case import AnyCase
+from harness.cell import Cell, CellSpec
+from harness.context import Context, Property
+from harness.failure import Failure, FailureRecord, Row, fail
+from harness.subjects import Capabilities, load_target
+
+START_SECONDS = 120.0
+
+
+def suite(operator: str) -> Any:
+    """The module of this operator's property suite."""
+    return importlib.import_module(f"properties.test_{operator}")
+
+
+def find_property(operator: str, name: str) -> Property:
+    """The property of this name in the operator's suite."""
+    known: tuple[Property, ...] = suite(operator).PROPERTIES
+    for prop in known:
+        if prop.name == name:
+            return prop
+    raise ValueError(f"property: {operator} has none called {name!r}; it has {', '.join(p.name for p in known)}")
+
+
+class Sandbox:
+    """A child process that judges cases of one cell."""
+
+    def __init__(self, spec: CellSpec, timeout: float) -> None:
+        self.spec = spec
+        self.timeout = timeout
+        self._child: subprocess.Popen[str] | None = None
+
+    def _start(self) -> subprocess.Popen[str]:
+        environment = dict(os.environ)
+        if self.spec.device == "cpu":
+            environment["TRITON_INTERPRET"] = "1"
+        child = subprocess.Popen(
+            [sys.executable, "-m", "harness.isolation"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        self._send(child, {"spec": asdict(self.spec)})
+        ready = self._receive(child, START_SECONDS)
+        if ready is None or "ready" not in ready:
+            error = child.stderr.read() if child.stderr and child.poll() is not None else ""
+            child.kill()
+            raise RuntimeError(f"the isolated process did not start: {ready or error or 'no answer'}")
+        return child
+
+    @staticmethod
+    def _send(child: subprocess.Popen[str], message: dict[str, Any]) -> None:
+        assert child.stdin is not None
+        child.stdin.write(json.dumps(message) + "\n")
+        child.stdin.flush()
+
+    @staticmethod
+    def _receive(child: subprocess.Popen[str], seconds: float) -> dict[str, Any] | None:
+        """The next answer, or None when the child died or took too long."""
+        assert child.stdout is not None
+        ready, _, _ = select.select([child.stdout], [], [], seconds)
+        line = child.stdout.readline() if ready else ""
+        return json.loads(line) if line.endswith("\n") else None
+
+    def judge(self, case: AnyCase) -> None:
+        """Raise the `Failure` that this case shows in a process of its own; return when it holds."""
+        if self._child is None or self._child.poll() is not None:
+            self._child = self._start()
+        child = self._child
+        start = time.monotonic()
+        self._send(child, {"case": case.to_json()})
+        answer = self._receive(child, self.timeout)
+        if answer is not None:
+            if "failure" in answer:
+                found = answer["failure"]
+                rows = [_row(row) for row in found["rows"]]
+                fail(found["symptom"], found["message"], rows, details=found["details"], mark="isolated")
+            if "error" in answer:
+                raise RuntimeError(answer["error"])
+            return
+        hung = time.monotonic() - start >= self.timeout
+        child.kill()
+        code = child.wait()
+        tail = _tail(child.stderr.read() if child.stderr else "")
+        self._child = None
+        if hung:
+            fail("hung", f"no answer within {self.timeout:g} s", details=tail)
+        name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        fail("crashed", f"the process died ({name})" + (f": {tail.splitlines()[-1]}" if tail else ""), details=tail)
+
+    def digest(self, case: AnyCase) -> str:
+        """The fingerprint of the first call that a new process makes: nothing compiled, nothing cached."""
+        child = self._start()
+        try:
+            self._send(child, {"case": case.to_json(), "digest": True})
+            answer = self._receive(child, self.timeout)
+        finally:
+            child.kill()
+            child.wait()
+        if answer is None or "digest" not in answer:
+            fail("crashed", f"the first call of a new process gave no result: {answer}", mark="cold")
+        return str(answer["digest"])  # type: ignore[index]
+
+    def close(self) -> None:
+        if self._child is not None:
+            self._child.kill()
+            self._child.wait()
+            self._child = None
+
+
+def _tail(text: str, lines: int = 30) -> str:
+    return "\n".join(text.strip().splitlines()[-lines:])
+
+
+def _row(data: dict[str, Any]) -> Row:
+    def number(value: Any) -> float:
+        return float(value)
+
+    return Row(
+        data["where"],
+        [number(v) for v in data["expected"]],
+        [number(v) for v in data["got"]],
+        number(data["error"]),
+        number(data["allowed"]),
+    )
+
+
+class IsolatedCell(Cell):
+    """A cell whose every case is judged in a sandbox; for subjects that were seen to crash or hang."""
+
+    def __init__(self, spec: CellSpec, prop: Property, timeout: float) -> None:
+        self.spec = spec
+        self.property = replace(prop, body=lambda _, case: self.sandbox.judge(case))
+        self.operator = operators.get(spec.operator)
+        self.sandbox = Sandbox(spec, timeout)
+        # The subject is never called here; what it claims to take still decides which cases are drawn.
+        function = load_target(spec.target)
+        self.context = Context(self.operator, function, torch.device(spec.device), Capabilities.of(function))
+        self._prepare()
+
+    def run(self) -> Any:
+        try:
+            return super().run()
+        finally:
+            self.sandbox.close()
+
+
+def record_of_crash(spec: CellSpec, case: AnyCase, symptom: str, message: str, details: str) -> FailureRecord:
+    """A failure for a case whose process is gone."""
+    return FailureRecord(
+        operator=spec.operator,
+        subject=spec.subject,
+        property=spec.property,
+        symptom=symptom,
+        message=message,
+        case={"target": spec.target, **case.to_json()},
+        sentence=operators.get(spec.operator).describe(case),
+        device=spec.device,
+        dtype=spec.dtype,
+        details=details,
+    )
+
+
+def serve() -> None:
+    """The child: a cell, then cases until the parent closes the pipe."""
+    from harness import interpreter
+
+    # The subject may print; answers go to the real stdout, everything else to stderr.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def answer(message: dict[str, Any]) -> None:
+        answers.write(json.dumps(message) + "\n")
+        answers.flush()
+
+    spec = CellSpec(**json.loads(sys.stdin.readline())["spec"])
+    interpreter.repair()
+    cell = Cell(spec, find_property(spec.operator, spec.property))
+    answer({"ready": spec.key})
+    for line in sys.stdin:
+        request = json.loads(line)
+        case = cell.operator.case_from_json(request["case"])
+        try:
+            if request.get("digest"):
+                answer({"digest": cell.context.run(cell.context.batch(case)).digest()})
+                continue
+            cell.property.body(cell.context, case)
+        except Failure as failure:
+            answer({"failure": cell.record(case, failure).to_json()})
+        except Exception as error:  # noqa: BLE001 - the parent decides what an error of the harness means
+            answer({"error": f"{type(error).__name__}: {error}"})
+        else:
+            answer({"held": True})
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,262 @@
+"""The contract between an operator and everything generic: strategies, execution, judging, words."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from hypothesis.strategies import SearchStrategy
+from torch import Tensor
+
+from harness import execution
+from harness.batch import Batch, Result
+from harness.case import AnyCase, Case, Layout, Segment
+from harness.failure import Row, fail
+from harness.memory import Arena
+from harness.strategies import Scale
+
+#: 4 x 600M elements: beyond 2^31, with a stride that still fits an int32.
+HIGH_SLOT = 4
+HIGH_STRIDE = 600_000_000
+
+AMPLITUDES = {"unit": 1.0, "tiny": 1e-4, "large": 30.0}
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    return getattr(torch, name)
+
+
+class Operator(ABC):
+    """One operator of the field, as the harness sees it."""
+
+    name: ClassVar[str]
+    #: One line for ``sluicegate list``.
+    summary: ClassVar[str]
+    #: dtypes of its cells; metadata operators have one.
+    dtypes: ClassVar[tuple[str, ...]]
+    case_type: ClassVar[type]
+
+    @abstractmethod
+    def cases(self, scale: Scale, dtype: str) -> SearchStrategy[Any]:
+        """Cases of this dtype for this scale."""
+
+    @abstractmethod
+    def describe(self, case: Any) -> str:
+        """The case in a sentence that a person would say."""
+
+    def case_from_json(self, data: Mapping[str, Any]) -> AnyCase:
+        return self.case_type.from_json(data)
+
+    def coverage(self, case: Any) -> dict[str, list[str | int]]:
+        """What this case adds to the report's coverage drawings: axis to values."""
+        return {"length": list(case.lengths), "sequences": [len(case.lengths)], "dtype": [case.dtype]}
+
+
+class SequenceOperator(Operator):
+    """An operator over a packed batch of sequences with one state slot each."""
+
+    case_type = Case
+    dtypes = ("float32", "float16", "bfloat16")
+    token_inputs: ClassVar[tuple[str, ...]]
+    state_name: ClassVar[str]
+    #: The state row is a copy of inputs, so it must equal the reference's bit for bit.
+    state_is_copy: ClassVar[bool] = False
+    #: Rows are single tokens with an existing state: no flags, no lengths.
+    decode: ClassVar[bool] = False
+
+    # -- contents ---------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def batch(self, case: Case, device: torch.device) -> Batch:
+        """The contents of a case on a device: same case, same device type, same bits."""
+
+    @abstractmethod
+    def state_shape(self, batch: Batch) -> tuple[int, ...]: ...
+
+    @abstractmethod
+    def output_shape(self, batch: Batch, tokens: int) -> tuple[int, ...]: ...
+
+    def output_dtype(self, batch: Batch) -> torch.dtype:
+        return batch.tokens[0][self.token_inputs[0]].dtype
+
+    @abstractmethod
+    def pack(self, batch: Batch, arena: Arena) -> execution.Call:
+        """Place the batch into hostile memory in the operator's calling convention."""
+
+    # -- truth ------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def reference(self, batch: Batch, *, compute: torch.dtype, storage: torch.dtype | None) -> Result:
+        """The naive reference on this batch, in ``compute``; ``storage`` None keeps the batch's dtypes, else casts all."""
+
+    @abstractmethod
+    def magnitude(self, batch: Batch) -> Result:
+        """|terms| of `harness.budget`, in the shapes of a result."""
+
+    def oracle(self, batch: Batch) -> Result:
+        return self.reference(batch, compute=torch.float64, storage=torch.float64)
+
+    def model(self, batch: Batch) -> Result:
+        return self.reference(batch, compute=torch.float32, storage=None)
+
+    # -- one call ---------------------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        function: Callable[..., Any],
+        batch: Batch,
+        *,
+        device: torch.device,
+        check_memory: bool = True,
+        poison: float | None = None,
+    ) -> Result:
+        """Call ``function`` on the batch in hostile memory; check shape, dtype, memory and inactive rows."""
+        call = self.pack(batch, Arena(device, poison))
+        out = execution.invoke(function, call, check_memory=check_memory, what=self.name)
+        return self.unpack(out, call, batch)
+
+    def run_in_high_slot(self, function: Callable[..., Any], batch: Batch, *, device: torch.device) -> Result:
+        """Call ``function`` on a batch of one sequence whose slot lies more than 2^31 elements into the pool.
+
+        The stride fits 31 bits and the product does not, as in a real pool. On a CPU the pages between are never touched,
+        and as many lie before the pool, so that an offset that wraps around still hits mapped memory.
+        """
+        moved = batch.with_slots([HIGH_SLOT], HIGH_SLOT + 1).with_layout(Layout(wide_indices=batch.layout.wide_indices))
+        call = self.pack(batch.with_slots([0], 1).with_layout(moved.layout), Arena(device))
+        row = call.keywords[self.state_name][0]
+        lead = 2**31 if device.type == "cpu" else 0
+        storage = torch.empty(lead + HIGH_SLOT * HIGH_STRIDE + row.numel(), dtype=row.dtype, device=device)
+        pool = storage.as_strided((HIGH_SLOT + 1, *row.shape), (HIGH_STRIDE, *row.contiguous().stride()), lead)
+        pool[HIGH_SLOT] = row
+        call.keywords[self.state_name] = pool
+        call.keywords["state_indices"].fill_(HIGH_SLOT)
+        out = execution.invoke(function, call, check_memory=False, what=self.name)
+        return self.unpack(out, call, moved)
+
+    def unpack(self, out: Any, call: execution.Call, batch: Batch) -> Result:
+        expected = self.output_shape(batch, sum(batch.lengths))
+        dtype = self.output_dtype(batch)
+        if not isinstance(out, Tensor):
+            fail("wrong shape", f"{self.name} returned {type(out).__name__}, expected a tensor of shape {expected}")
+        if tuple(out.shape) != expected:
+            fail("wrong shape", f"{self.name} returned shape {tuple(out.shape)}, expected {expected}")
+        if out.dtype != dtype:
+            fail("wrong dtype", f"{self.name} returned {out.dtype}, expected {dtype}, the dtype of its inputs")
+        outputs = tuple(part.clone() for part in out.split(batch.lengths))
+        for i, segment in enumerate(batch.segments):
+            if not segment.active and not bool((outputs[i] == 0).all()):
+                row = outputs[i].reshape(-1)[:6].double().tolist()
+                fail(
+                    "inactive row not zero",
+                    f"sequence {i} has a negative slot, so its output rows must be zero",
+                    [Row(f"sequence {i}", [0.0] * len(row), row)],
+                )
+        pool = call.keywords[self.state_name]
+        states = tuple(pool[s.slot].clone() if s.active else None for s in batch.segments)
+        return Result(outputs, states)
+
+    # -- packing helpers --------------------------------------------------------------------------------------------
+
+    def place_pool(self, batch: Batch, arena: Arena, dtype: torch.dtype) -> Tensor:
+        """The state pool: rows of resumed sequences hold their state, every other row is poison, active rows may change."""
+        shape = self.state_shape(batch)
+        content = torch.full((batch.pool_slots, *shape), float("nan"), dtype=dtype, device=arena.device)
+        writable = []
+        for segment, state in zip(batch.segments, batch.states, strict=True):
+            if segment.active and state is not None:
+                content[segment.slot] = state
+            # An empty resumed sequence leaves its slot untouched (design decision 4).
+            if segment.active and not (segment.length == 0 and segment.kind == "resumed"):
+                writable.append(segment.slot)
+        inner = content.stride()[1:]
+        slot_stride = content[0].numel() + batch.layout.slot_pad
+        return arena.place(self.state_name, content, strides=(slot_stride, *inner), writable_rows=writable)
+
+    def place_slots(self, batch: Batch, arena: Arena) -> Tensor:
+        dtype = torch.int64 if batch.layout.wide_indices else torch.int32
+        slots = torch.tensor(
+            [s.slot if s.active else batch.case.pad_slot for s in batch.segments], dtype=dtype, device=arena.device
+        )
+        return arena.place("state_indices", slots, strides=(3,) if batch.layout.strided_indices else None)
+
+    def place_starts(self, batch: Batch, arena: Arena) -> Tensor:
+        dtype = torch.int64 if batch.layout.wide_indices else torch.int32
+        starts = torch.tensor([0, *batch.lengths], dtype=dtype, device=arena.device).cumsum(0, dtype=dtype)
+        return arena.place("cu_seqlens", starts)
+
+    def place_flags(self, batch: Batch, arena: Arena) -> Tensor:
+        # The flag of an inactive row means nothing; true is the value that would do harm.
+        flags = [s.kind != "fresh" for s in batch.segments]
+        return arena.place("has_initial_state", torch.tensor(flags, dtype=torch.bool, device=arena.device))
+
+    def place_tokens(self, batch: Batch, arena: Arena) -> dict[str, Tensor]:
+        """The token tensors, packed, in the batch's layout."""
+        layout = batch.layout
+        packed = {name: batch.packed(name) for name in self.token_inputs}
+        if layout.fused and len(packed) > 1:
+            return arena.place_fused(packed, row_pad=layout.row_pad, offset=layout.base_offset)
+        placed = {}
+        for name, content in packed.items():
+            strides = list(content.contiguous().stride())
+            if content.dim() == 3:
+                strides[1] += layout.head_pad
+                strides[0] = strides[1] * content.shape[1]
+            if layout.row_pad:
+                strides[0] += layout.row_pad
+            placed[name] = arena.place(name, content, strides=strides, offset=layout.base_offset)
+        return placed
+
+
+# -- drawing contents -----------------------------------------------------------------------------------------------
+
+
+def generator(case: Case, device: torch.device) -> torch.Generator:
+    return torch.Generator(device=device).manual_seed(case.seed)
+
+
+def only_resumed(segments: tuple[Segment, ...], states: Tensor) -> tuple[Tensor | None, ...]:
+    """From states [N, ...], those of the sequences that resume."""
+    return tuple(state if s.kind == "resumed" else None for s, state in zip(segments, states, strict=True))
+
+
+# -- words ----------------------------------------------------------------------------------------------------------
+
+
+def plural(count: int, word: str) -> str:
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
+
+
+def say_segments(case: Case, *, decode: bool, limit: int = 6) -> str:
+    """``2 sequences: 3 fresh tokens in slot 5, 1 resumed token in slot 0``."""
+    parts = []
+    for segment in case.sequences[:limit]:
+        if not segment.active:
+            parts.append(f"an inactive row (slot {case.pad_slot})" if decode else f"{plural(segment.length, 'inactive token')} (slot {case.pad_slot})")
+        elif decode:
+            parts.append(f"slot {segment.slot}")
+        else:
+            word = f"{segment.kind} token"
+            parts.append(f"{plural(segment.length, word)} in slot {segment.slot}")
+    if len(case.sequences) > limit:
+        parts.append(f"… and {len(case.sequences) - limit} more")
+    return f"{plural(len(case.sequences), 'row' if decode else 'sequence')}: {', '.join(parts)}"
+
+
+def say_rest(case: Case) -> str:
+    """Dims, dtypes, and only those options and layout fields that are not plain."""
+    words = [" ".join(f"{k}={v}" for k, v in case.dims.items())]
+    state = "" if case.state_dtype == case.dtype else f", {case.state_dtype} state"
+    words.append(f"{case.dtype}{state}, pool of {case.pool_slots} slots")
+    plain = {"unit", "random", "mixed"}
+    regimes = [f"{k} {v}" for k, v in case.regime.items() if v not in plain]
+    options = [k.replace("_", " ") if v is True else f"{k}={v}" for k, v in case.options.items() if v not in (False, None)]
+    layout = [
+        f"{name.replace('_', ' ')}" if value is True else f"{name.replace('_', ' ')} {value}"
+        for name, value in vars(case.layout).items()
+        if value
+    ]
+    words += [", ".join(regimes + options)] if regimes or options else []
+    words += ["layout: " + ", ".join(layout)] if layout else []
+    return "; ".join(words)

@@ -1,0 +1,90 @@
+"""How pytest runs a property suite: ``-p harness.pytest_plugin --sluicegate-plan FILE``.
+
+A suite is a module with an OPERATOR, its PROPERTIES and one ``test_property(cell)``. The plugin turns the plan into
+cells, one test each, and every test's report carries its `CellResult`, through pytest-xdist too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import inflight, interpreter
+from harness.cell import Cell, CellResult
+from harness.execution import DeviceLost
+from harness.plan import Plan, Planned, cells
+
+RESULT = "sluicegate_cell"
+#: The exit status of a worker whose CUDA context is lost.
+DEVICE_LOST = 70
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--sluicegate-plan", default=None, help="plan file written by `sluicegate verify`")
+
+
+def _plan(config: pytest.Config) -> Plan | None:
+    path = config.getoption("--sluicegate-plan")
+    return Plan.load(Path(path)) if path else None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    plan = _plan(config)
+    if plan is None:
+        raise pytest.UsageError("property suites are run by `sluicegate verify`, which passes --sluicegate-plan")
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker:
+        import torch
+
+        # Small tensors: a second thread costs more than it brings, and workers share the cores.
+        torch.set_num_threads(1)
+        interpreter.repair()
+        inflight.start(Path(plan.out) / "inflight", worker, plan.case_timeout)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "cell" not in metafunc.fixturenames:
+        return
+    plan = _plan(metafunc.config)
+    module = metafunc.module
+    assert plan is not None
+    planned = cells(plan, module.OPERATOR, module.PROPERTIES) if module.OPERATOR in plan.operators else []
+    ids = [f"{prop.name}-{p.spec.subject}-{p.spec.dtype}" for prop, p in planned]
+    metafunc.parametrize("cell", planned, indirect=True, ids=ids)
+
+
+class CheckedCell(Cell):
+    """A cell as a test sees it: `check` runs it, attaches the result to the report, and raises its failure."""
+
+    def attach(self, record: Any) -> None:
+        self._record = record
+
+    def check(self) -> None:
+        __tracebackhide__ = True
+        try:
+            result = self.run()
+        except DeviceLost as error:
+            inflight.note(f"device lost: {error}")
+            os._exit(DEVICE_LOST)
+        self._record(RESULT, json.dumps(result.to_json()))
+        if result.failure:
+            pytest.fail(f"{result.failure.message}\n{result.failure.sentence}", pytrace=False)
+
+
+@pytest.fixture
+def cell(request: pytest.FixtureRequest, record_property: Any) -> Cell:
+    prop, planned = request.param
+    if planned.not_run:
+        record_property(RESULT, json.dumps(unrun(planned).to_json()))
+        pytest.skip(planned.not_run)
+    made = CheckedCell(planned.spec, prop)
+    made.attach(record_property)
+    return made
+
+
+def unrun(planned: Planned) -> CellResult:
+    return CellResult(planned.spec, "not_run", reason=planned.not_run + ("" if planned.required else " (not required)"))

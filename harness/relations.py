@@ -1,0 +1,281 @@
+"""Relations between two calls that need no oracle, written once for every operator over sequences.
+
+Each takes a context and a case, makes one or more batches out of it, runs them and compares. Where a relation needs a
+choice (which sequence, where to split), it takes it from the case's free integer, so that a case alone replays it.
+Bitwise means: the same inputs meet the same arithmetic, so nothing may change (design decision 7, spec section 9).
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import torch
+
+from harness.batch import Batch, Result
+from harness.case import Case, Layout, Segment
+from harness.context import Context, Property
+from harness.failure import fail
+
+
+def equivalence_body(context: Context, case: Case) -> None:
+    batch = context.batch(case)
+    context.require_within_budget(context.run(batch), batch)
+
+
+def alone_body(context: Context, case: Case) -> None:
+    batch = context.batch(case)
+    packed = context.run(batch)
+    for i in batch.active:
+        alone = context.run(batch.select([i]))
+        context.require_same(
+            alone, packed.select([i]), f"sequence {i} packed with others must equal itself alone", batch=batch.select([i])
+        )
+
+
+def permuted_body(context: Context, case: Case) -> None:
+    batch = context.batch(case)
+    order = random.Random(case.choice).sample(range(batch.size), batch.size)
+    permuted = batch.select(order)
+    context.require_same(
+        context.run(permuted),
+        context.run(batch).select(order),
+        f"the sequences in the order {order} must give the same rows",
+        batch=permuted,
+    )
+
+
+def slots_renamed_body(context: Context, case: Case) -> None:
+    batch = context.batch(case)
+    slots = random.Random(case.choice).sample(range(batch.pool_slots), batch.size)
+    renamed = batch.with_slots([s if g.active else -1 for s, g in zip(slots, batch.segments, strict=True)], batch.pool_slots)
+    context.require_same(
+        context.run(renamed), context.run(batch), f"slots {slots} instead must give the same rows", batch=renamed
+    )
+
+
+def inactive_rows_added_body(context: Context, case: Case) -> None:
+    batch = context.batch(case)
+    at = case.choice % (batch.size + 1)
+    donor = case.choice % batch.size
+    # The new row carries real-looking tokens: what an inactive row holds must not matter.
+    widened = batch.select([*range(at), donor, *range(at, batch.size)])
+    widened = widened.replaced(at, segment=Segment(batch.lengths[donor], "inactive", -1))
+    kept = [i for i in range(widened.size) if i != at]
+    context.require_same(
+        context.run(widened).select(kept),
+        context.run(batch),
+        f"an inactive row inserted at {at} must change no other row",
+        batch=batch,
+    )
+
+
+def split_and_resume_body(context: Context, case: Case) -> None:
+    batch = context.batch(case)
+    i = case.choice % batch.size
+    segment = batch.segments[i]
+    at = (case.choice // batch.size) % (segment.length + 1)
+    whole = context.run(batch)
+    first, second = split(batch, i, at)
+    head = context.run(first)
+    if not segment.active:
+        return
+    tail = context.run(resume(second, i, head))
+    joined = Result(
+        (torch.cat([head.outputs[i], tail.outputs[0]]),),
+        (tail.states[0],),
+    )
+    context.require_same(
+        joined,
+        whole.select([i]),
+        f"sequence {i} cut after {at} of its {segment.length} tokens and resumed must equal the uncut run",
+        batch=batch.select([i]),
+    )
+
+
+def split(batch: Batch, index: int, at: int) -> tuple[Batch, Batch]:
+    """The batch with one sequence cut short after ``at`` tokens, and that sequence's rest alone."""
+    segment = batch.segments[index]
+    head = {name: tensor[:at] for name, tensor in batch.tokens[index].items()}
+    rest = {name: tensor[at:] for name, tensor in batch.tokens[index].items()}
+    first = batch.replaced(index, segment=replace(segment, length=at), tokens=head)
+    second = batch.select([index]).replaced(0, segment=replace(segment, length=segment.length - at), tokens=rest)
+    return first, second
+
+
+def resume(rest: Batch, index: int, after: Result) -> Batch:
+    """The rest of a split sequence, continuing the state that the first part left behind."""
+    segment = replace(rest.segments[0], kind="resumed")
+    return rest.replaced(0, segment=segment, state=after.states[index])
+
+
+def strided_body(context: Context, case: Case) -> None:
+    batch = context.batch(case)
+    strided = case.layout
+    if strided.dense:
+        strided = Layout(
+            row_pad=8 * (case.choice % 3) + 1,
+            base_offset=case.choice % 2,
+            slot_pad=case.choice % 5,
+            fused=bool(case.choice & 4),
+            strided_indices=True,
+            wide_indices=strided.wide_indices,
+        )
+    dense = batch.with_layout(Layout(wide_indices=strided.wide_indices))
+    context.require_same(
+        context.run(batch.with_layout(strided)),
+        context.run(dense),
+        "strided views must give the same bits as contiguous tensors",
+        batch=batch,
+    )
+
+
+def repeated_body(context: Context, case: Case) -> None:
+    batch = context.batch(case)
+    context.require_same(context.run(batch), context.run(batch), "a second call must give the same bits", batch=batch)
+
+
+def cold_equals_warm_body(context: Context, case: Case) -> None:
+    """The first call of a new process and a later call of this one: in place, tuning by trial would corrupt the state."""
+    from harness.cell import CellSpec
+    from harness.isolation import Sandbox
+
+    batch = context.batch(case)
+    context.run(batch)
+    warm = context.run(batch).digest()
+    spec = CellSpec(
+        case.operator, context.target, context.target, equivalence.name, context.device.type, case.dtype, examples=1, seed=0
+    )
+    if Sandbox(spec, timeout=120.0).digest(case) != warm:
+        fail("not bitwise equal", "the first call of a new process gave other bits than a later call here", mark="cold")
+
+
+def neighbour_perturbed_body(context: Context, case: Case) -> None:
+    batch = context.batch(case)
+    i = case.choice % batch.size
+    others = [n for n in range(batch.size) if n != i]
+    changed = batch.replaced(
+        i,
+        tokens={name: _perturbed(tensor) for name, tensor in batch.tokens[i].items()},
+        state=None if batch.states[i] is None else _perturbed(batch.states[i]),
+    )
+    context.require_same(
+        context.run(changed),
+        context.run(batch),
+        f"other contents in sequence {i} must not reach its neighbours",
+        batch=batch,
+        only=others,
+    )
+
+
+def future_perturbed_body(context: Context, case: Case) -> None:
+    batch = context.batch(case)
+    i = case.choice % batch.size
+    length = batch.lengths[i]
+    at = (case.choice // batch.size) % (length + 1)
+
+    def later(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.cat([tensor[:at], _perturbed(tensor[at:])])
+
+    changed = batch.replaced(i, tokens={name: later(tensor) for name, tensor in batch.tokens[i].items()})
+    before, after = context.run(batch), context.run(changed)
+    context.require_same(
+        Result((after.outputs[i][:at],), (None,)),
+        Result((before.outputs[i][:at],), (None,)),
+        f"tokens from {at} on must not reach the outputs before them",
+        batch=batch.select([i]),
+    )
+
+
+def _perturbed(tensor: torch.Tensor) -> torch.Tensor:
+    """Finite, everywhere different, of the same dtype and size class."""
+    return (tensor.float() * -0.75 + 0.5).to(tensor.dtype)
+
+
+def poison_independent_body(context: Context, case: Case) -> None:
+    batch = context.batch(case)
+    context.require_same(
+        context.run(batch, poison=0.0),
+        context.run(batch),
+        "memory that the call must not read (other slots, fresh slots, gaps) held NaN in one run and zeros in the other",
+        batch=batch,
+    )
+
+
+def memory_body(context: Context, case: Case) -> None:
+    """The memory checks of every call, in the least friendly layout and pool."""
+    batch = context.batch(case)
+    layout = replace(
+        case.layout,
+        row_pad=case.layout.row_pad or 1,
+        base_offset=case.layout.base_offset or 1,
+        slot_pad=case.layout.slot_pad or 3,
+    )
+    if not context.capabilities.strided:
+        layout = Layout(wide_indices=layout.wide_indices)
+    result = context.run(batch.with_layout(layout))
+    for i in batch.active:
+        state = result.states[i]
+        if state is not None and bool(torch.isnan(state).any()):
+            fail("not written", f"slot {batch.segments[i].slot} of sequence {i} still holds poison after the call", mark="state")
+
+
+def high_slot_body(context: Context, case: Case) -> None:
+    """A slot whose offset needs more than 31 bits, in a pool of two huge strides, most of it never touched."""
+    batch = context.batch(case)
+    i = batch.active[0] if batch.active else 0
+    if not batch.segments[i].active:
+        return
+    # A 2-byte pool halves the memory that a GPU really has to hold.
+    one = batch.select([i]).map_states(lambda state: state.to(torch.bfloat16))
+    one = replace(one, case=case.with_(state_dtype="bfloat16"))
+    low = context.run(one.with_slots([0], 1).with_layout(Layout()))
+    high = context.sequences.run_in_high_slot(context.function, one, device=context.device)
+    context.require_same(high, low, "a slot beyond 2^31 elements must give the same rows as slot 0", batch=one)
+
+
+def scaled_body(context: Context, case: Case) -> None:
+    """Doubling v and the state doubles outputs and state: exactly, since scaling by two is exact above the subnormals."""
+    regime = {**case.regime, "amplitude": "unit"}
+    if regime.get("decay") == "underflow":
+        regime["decay"] = "mixed"
+    batch = context.batch(case.with_(regime=regime))
+    doubled = batch.map_tokens(lambda name, t: t * 2 if name == "v" else t).map_states(lambda s: s * 2)
+    single = context.run(batch)
+    expected = Result(
+        tuple(o * 2 for o in single.outputs), tuple(None if s is None else s * 2 for s in single.states)
+    )
+    context.require_same(context.run(doubled), expected, "2 x (v, state) must give exactly 2 x (output, state)", batch=doubled)
+
+
+def baseline_body(context: Context, case: Case) -> None:
+    """The optimized way and the way it was done before give the same state bits where the state is a copy."""
+    baseline = context.baseline()
+    if baseline is None:
+        return
+    batch = context.batch(case)
+    operator = context.sequences
+    old = operator.run(baseline, batch, device=context.device, check_memory=False)
+    new = context.run(batch)
+    if operator.state_is_copy:
+        for i in batch.active:
+            context._state_bits(new, old, i, "the pre-optimization path leaves these bits in the slot")
+    context.require_within_budget(old, batch)
+
+
+equivalence = Property("equivalence", "equivalence", equivalence_body, weight=6)
+alone = Property("packed_equals_alone", "relations", alone_body)
+permuted = Property("sequences_permuted", "relations", permuted_body)
+slots_renamed = Property("slots_renamed", "relations", slots_renamed_body)
+inactive_rows_added = Property("inactive_rows_added", "relations", inactive_rows_added_body)
+split_and_resume = Property("split_and_resume", "relations", split_and_resume_body, weight=2)
+strided = Property("strided_equals_contiguous", "relations", strided_body)
+repeated = Property("repeated", "relations", repeated_body, weight=0.5)
+cold_equals_warm = Property("cold_equals_warm", "relations", cold_equals_warm_body, examples=1, dtypes=("float32",))
+neighbour_perturbed = Property("neighbour_perturbed", "relations", neighbour_perturbed_body)
+future_perturbed = Property("future_perturbed", "relations", future_perturbed_body)
+scaled = Property("scaled_by_two", "relations", scaled_body, dtypes=("float32", "bfloat16"))
+baseline_agrees = Property("agrees_with_baseline", "relations", baseline_body, weight=0.5)
+high_slot = Property("high_slot", "memory", high_slot_body, examples=2)
+poison_independent = Property("poison_independent", "memory", poison_independent_body)
+memory = Property("hostile_memory", "memory", memory_body)

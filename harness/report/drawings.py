@@ -1,0 +1,223 @@
+"""Drawings as inline SVG: text stays text, and colours are the page's own, so that they follow light and dark mode."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import warnings
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from harness.report.text import compact
+
+#: What matplotlib draws with -> what the page says instead (see templates/style.html.j2).
+INK, MUTED, GRID, WARN = "#010101", "#020202", "#030303", "#040404"
+SERIES = ("#050505", "#060606", "#070707", "#080808")
+_NAMES = ("ink", "muted", "grid", "warn", "series-1", "series-2", "series-3", "series-4")
+_VARIABLES = {color: f"var(--{name})" for color, name in zip((INK, MUTED, GRID, WARN, *SERIES), _NAMES, strict=True)}
+
+#: Units of the drawing are points of 1/72 inch; the page shows them at about one to one.
+DPI = 72
+ROW = 17.0
+#: Categories beyond this many are summed into one bar.
+MOST_BARS = 12
+#: With more distinct numbers than this, an axis is drawn as a histogram.
+MOST_NUMBERS = 6
+
+
+class Canvas:
+    """A figure in plain units, origin at the top left, without axes: bars, lines and words."""
+
+    def __init__(self, width: float, height: float) -> None:
+        self.width, self.height = width, height
+        figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+        figure.patch.set_visible(False)
+        FigureCanvasSVG(figure)
+        self.figure = figure
+        self.axes = figure.add_axes((0, 0, 1, 1))
+        self.axes.set_axis_off()
+        self.axes.set_xlim(0, width)
+        self.axes.set_ylim(height, 0)
+
+    def bar(self, x: float, y: float, width: float, height: float, color: str = SERIES[0]) -> None:
+        if width > 0 and height > 0:
+            self.axes.bar(x, height, width, y, align="edge", color=color, linewidth=0, clip_on=False)
+
+    def line(self, x0: float, y0: float, x1: float, y1: float, color: str = GRID, width: float = 1, dash: bool = False) -> None:
+        style = (0, (3, 3)) if dash else "solid"
+        self.axes.plot([x0, x1], [y0, y1], color=color, linewidth=width, linestyle=style, clip_on=False)
+
+    def word(self, x: float, y: float, text: str, *, size: float = 10, color: str = INK, align: str = "left") -> None:
+        options = {"fontsize": size, "color": color, "ha": align, "va": "center_baseline"}
+        self.axes.text(x, y, text, parse_math=False, **options)
+
+    def svg(self, label: str) -> str:
+        """The drawing as an ``<svg>`` element; ``label`` is what a screen reader says."""
+        stream = io.StringIO()
+        options = {"svg.fonttype": "none", "svg.hashsalt": "sluicegate", "font.family": ["DejaVu Sans"]}
+        with mpl.rc_context(options), warnings.catch_warnings():
+            # The text is drawn by the reader's fonts: a glyph that ours lacks is no concern.
+            warnings.filterwarnings("ignore", message="Glyph .* missing from")
+            self.figure.savefig(stream, format="svg", metadata={"Date": None})
+        return slim(stream.getvalue(), label)
+
+
+def slim(svg: str, label: str) -> str:
+    """Keep what draws: no ids (they would clash between drawings), metadata, wrappers, fonts or needless digits."""
+    source = ET.fromstring(svg)
+    view = source.get("viewBox", "")
+    root = ET.Element("svg", viewBox=re.sub(r"\d+\.\d+", _short, view), role="img")
+    root.set("aria-label", label)
+    _keep(source, root)
+    return ET.tostring(root, encoding="unicode")
+
+
+def _keep(source: ET.Element, target: ET.Element) -> None:
+    for child in source:
+        tag = child.tag.rpartition("}")[2]
+        if tag in {"g", "a"}:
+            _keep(child, target)
+        elif tag in {"path", "text"}:
+            element = ET.SubElement(target, tag, {name: _attribute(name, child.attrib[name]) for name in _wanted(tag, child)})
+            element.text = child.text
+
+
+def _wanted(tag: str, element: ET.Element) -> list[str]:
+    return [name for name in (("d", "style") if tag == "path" else ("x", "y", "style")) if name in element.attrib]
+
+
+def _attribute(name: str, value: str) -> str:
+    if name == "style":
+        kept = [part.strip() for part in value.split(";")]
+        kept = [part for part in kept if part and not part.startswith(("font-family", "stroke-linecap", "stroke-linejoin"))]
+        # One shorthand in some versions of matplotlib, its parts in others; the page sets the family.
+        kept = [re.sub(r"^font: (?:\S+ )*?([\d.]+px).*$", r"font-size: \1", part) for part in kept]
+        value = "; ".join(kept)
+        for color, variable in _VARIABLES.items():
+            value = value.replace(color, variable)
+        return value
+    return re.sub(r"\d+\.\d+", _short, " ".join(value.split()))
+
+
+def _short(match: re.Match[str]) -> str:
+    return f"{float(match[0]):.1f}".removesuffix(".0")
+
+
+# -- coverage -----------------------------------------------------------------------------------------------------------
+
+
+def coverage(axis: str, counts: Mapping[str, int], width: float = 300) -> str:
+    """How often each value of an axis was tried: a histogram for many numbers, bars for words and for few numbers."""
+    numbers = all(re.fullmatch(r"\d+", value) for value in counts)
+    if numbers and len(counts) > MOST_NUMBERS:
+        return histogram(axis, {int(value): count for value, count in counts.items()}, width)
+    # Numbers in their order, and sizes such as 64x128 by their parts; words by their frequency.
+    sized = all(re.match(r"\d", value) for value in counts)
+    ordered = sorted(counts, key=lambda v: [int(n) for n in re.findall(r"\d+", v)] if sized else [-counts[v]])
+    return bars(axis, {value: counts[value] for value in ordered}, width)
+
+
+def bins(largest: int) -> list[tuple[int, int]]:
+    """0 to 4 one by one, then doubling: (5, 8), (9, 16), … up to the one that holds ``largest``."""
+    edges = [(n, n) for n in range(5)]
+    while edges[-1][1] < largest:
+        top = edges[-1][1]
+        edges.append((top + 1, 2 * top))
+    return edges
+
+
+def histogram(axis: str, counts: Mapping[int, int], width: float = 300, height: float = 132) -> str:
+    """Counts of numbers in bins that double; a bin that was never hit says 0, for a hole is what one looks for."""
+    edges = bins(max(counts))
+    totals = [sum(count for value, count in counts.items() if low <= value <= high) for low, high in edges]
+    canvas, step, base = Canvas(width, height), width / len(edges), height - 18
+    peak = max(totals) or 1
+    size = 9.0 if step >= 20 else 8.0
+    for i, ((low, high), total) in enumerate(zip(edges, totals, strict=True)):
+        tall = (base - 16) * total / peak
+        if total:
+            tall = max(tall, 1.5)
+        canvas.bar(i * step + 1, base - tall, step - 2, tall)
+        canvas.word((i + 0.5) * step, base - tall - 6, compact(total), size=size, color=MUTED if total else WARN, align="center")
+        if step >= 19 or i % 2 == 0:
+            name = compact(high) if high >= 1000 else str(high)
+            canvas.word((i + 0.5) * step, base + 10, f"≤{name}" if low < high else name, size=size, color=INK, align="center")
+    canvas.line(0, base, width, base)
+    said = ", ".join(f"{low}" + (f" to {high}" if low < high else "") + f": {t}" for (low, high), t in zip(edges, totals, strict=True))
+    return canvas.svg(f"{axis}, how often each was tried. {said}")
+
+
+def bars(axis: str, counts: Mapping[str, int], width: float = 300) -> str:
+    """One horizontal bar a value, in the order given."""
+    shown = dict(counts)
+    if len(shown) > MOST_BARS:
+        names = list(shown)
+        rest = names[MOST_BARS - 1 :]
+        shown = {name: shown[name] for name in names[: MOST_BARS - 1]}
+        shown[f"{len(rest)} more"] = sum(counts[name] for name in rest)
+    left, right = _label_width(shown), 34.0
+    canvas = Canvas(width, ROW * len(shown))
+    peak = max(shown.values(), default=0) or 1
+    for i, (name, count) in enumerate(shown.items()):
+        y = ROW * i
+        canvas.word(left - 6, y + ROW / 2, _shortened(name), align="right")
+        long = max((width - left - right) * count / peak, 1.5 if count else 0)
+        canvas.bar(left, y + 3, long, ROW - 6)
+        canvas.word(left + long + 4, y + ROW / 2, compact(count), size=9, color=MUTED if count else WARN)
+    return canvas.svg(f"{axis}, how often each was tried. " + ", ".join(f"{name}: {count}" for name, count in counts.items()))
+
+
+def _label_width(names: Sequence[str] | Mapping[str, object]) -> float:
+    return 14 + 5.6 * min(28, max((len(name) for name in names), default=0))
+
+
+def _shortened(name: str, limit: int = 28) -> str:
+    return name if len(name) <= limit else name[: limit - 1] + "…"
+
+
+# -- budget and time ----------------------------------------------------------------------------------------------------
+
+
+def budget(operator: str, shares: Mapping[str, Mapping[str, float]], dtypes: Sequence[str], width: float = 460) -> str:
+    """The largest share of the allowed error that a row used: ``shares[property][dtype]``, against the line at 1."""
+    left, thick, gap = _label_width(shares), 6.0, 8.0
+    heights = [gap + thick * max(1, len(of)) for of in shares.values()]
+    canvas = Canvas(width, sum(heights) + 20)
+    end = 1.25
+    scale = (width - left - 30) / end
+    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
+        full = tick == 1.0
+        canvas.line(left + tick * scale, 0, left + tick * scale, sum(heights), WARN if full else GRID, 1.2 if full else 0.8, full)
+        canvas.word(left + tick * scale, sum(heights) + 10, f"{tick:g}", size=9, color=MUTED, align="center")
+    y = 0.0
+    for (name, of), height in zip(shares.items(), heights, strict=True):
+        canvas.word(left - 6, y + height / 2, _shortened(name.replace("_", " ")), align="right")
+        for i, (dtype, share) in enumerate(of.items()):
+            top = y + gap / 2 + thick * i
+            long = scale * min(end, share if math.isfinite(share) else end)
+            canvas.bar(left, top + 0.5, max(long, 1), thick - 1, SERIES[dtypes.index(dtype) % len(SERIES)])
+        worst = max(of.values(), key=lambda s: s if math.isfinite(s) else math.inf)
+        tip = left + scale * min(end, worst if math.isfinite(worst) else end)
+        canvas.word(tip + 4, y + height / 2, f"{worst:.2g}", size=9, color=MUTED if worst <= 1 else WARN)
+        y += height
+    said = "; ".join(f"{p}: " + ", ".join(f"{d} {s:.2g}" for d, s in of.items()) for p, of in shares.items())
+    return canvas.svg(f"{operator}, largest share of the error budget used. {said}")
+
+
+def seconds(times: Mapping[str, tuple[float, float]], width: float = 460) -> str:
+    """``times[property]`` is (inside the property, in all), drawn one over the other."""
+    left, right = _label_width(times), 44.0
+    canvas = Canvas(width, ROW * len(times))
+    peak = max((total for _, total in times.values()), default=0.0) or 1.0
+    for i, (name, (judged, total)) in enumerate(times.items()):
+        y, scale = ROW * i, (width - left - right) / peak
+        canvas.word(left - 6, y + ROW / 2, _shortened(name.replace("_", " ")), align="right")
+        canvas.bar(left, y + 3, max(total * scale, 1), ROW - 6, SERIES[3])
+        canvas.bar(left, y + 3, judged * scale, ROW - 6, SERIES[0])
+        canvas.word(left + max(total * scale, 1) + 4, y + ROW / 2, f"{total:.1f} s" if total >= 0.05 else "<0.1 s", size=9, color=MUTED)
+    return canvas.svg("Seconds by property. " + ", ".join(f"{name}: {total:.2f} s" for name, (_, total) in times.items()))

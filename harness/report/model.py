@@ -1,0 +1,152 @@
+"""The report as data: what ``report.json`` holds and every other reporter reads."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from harness.cell import CellResult
+from harness.failure import SYMPTOMS, failure_id
+from harness.isolation import find_property
+from harness.ledger import Entry, Ledger
+from harness.plan import Plan
+from harness.verification import Outcome
+
+SCHEMA_VERSION = 1
+
+
+def environment() -> dict[str, Any]:
+    """Versions, GPU and commit: what a figure needs beside it."""
+    import hypothesis
+    import torch
+    import triton
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "hypothesis": hypothesis.__version__,
+        "platform": platform.platform(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "commit": commit(),
+    }
+
+
+def commit() -> str | None:
+    """The checked-out commit, with ``+`` when files differ from it; None outside a git checkout."""
+    import os
+
+    given = os.environ.get("SLUICEGATE_COMMIT")
+    if given:
+        return given
+    root = Path(__file__).resolve().parents[2]
+    try:
+        head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
+        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=root, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+
+
+def build(plan: Plan, outcome: Outcome, ledger: Ledger, *, command: str, started: str, workers: int) -> dict[str, Any]:
+    """The whole report from what the cells returned. Statuses are settled here, the ledger's included."""
+    cells, failures = [], []
+    unexpected: list[Entry] = []
+    coverage: dict[str, dict[str, Counter[str]]] = {}
+    for result in sorted(outcome.results, key=lambda r: r.spec.key):
+        spec = result.spec
+        known = ledger.match(result)
+        status = "known_failure" if known else result.status
+        if result.status == "passed":
+            stale = _stale_entry(result, ledger)
+            if stale is not None:
+                status = "unexpected_pass"
+                unexpected.append(stale)
+        cells.append(
+            {
+                "operator": spec.operator,
+                "subject": spec.subject,
+                "property": spec.property,
+                "group": find_property(spec.operator, spec.property).group,
+                "device": spec.device,
+                "dtype": spec.dtype,
+                "status": status,
+                "required": not result.reason.endswith("(not required)"),
+                "cases": result.cases,
+                "seconds": round(result.seconds, 4),
+                "judged_seconds": round(result.judged_seconds, 4),
+                "reason": result.reason,
+                "worst_share": round(result.worst_share, 4),
+            }
+        )
+        for axis, counts in result.coverage.items():
+            coverage.setdefault(spec.operator, {}).setdefault(axis, Counter()).update(counts)
+        if result.failure is not None and not known:
+            failure = result.failure
+            failure.replay = f"sluicegate replay {Path(plan.out) / 'failures' / (failure.id + '.json')}"
+            failures.append(failure.to_json())
+    statuses = Counter(c["status"] for c in cells)
+    by_operator: Counter[str] = Counter()
+    for cell in cells:
+        by_operator[str(cell["operator"])] += int(cell["cases"])
+    matched_or_stale = {e.id for e in [*ledger.matched, *unexpected]}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "run": {
+            "command": command,
+            "tier": plan.tier,
+            "device": plan.device,
+            "seed": plan.seed,
+            "groups": list(plan.groups),
+            "started": started,
+            "seconds": round(outcome.seconds, 2),
+            "workers": workers,
+        },
+        "environment": environment(),
+        "summary": {
+            "cases": sum(by_operator.values()),
+            "passed": statuses["passed"],
+            "failed": statuses["failed"] + statuses["unexpected_pass"],
+            "not_run": statuses["not_run"],
+            "required_not_run": sum(c["status"] == "not_run" and c["required"] for c in cells) + len(outcome.errors),
+            "known_failures": statuses["known_failure"],
+            "cells": len(cells),
+            "cases_by_operator": dict(by_operator),
+        },
+        "cells": cells,
+        "failures": failures,
+        "errors": outcome.errors,
+        "coverage": {op: {axis: dict(c) for axis, c in axes.items()} for op, axes in coverage.items()},
+        "ledger": {
+            "matched": [asdict(e) for e in ledger.matched],
+            "unexpected_passes": [asdict(e) for e in unexpected],
+            "unmatched": [asdict(e) for e in ledger.entries if e.id not in matched_or_stale],
+        },
+    }
+
+
+def _stale_entry(result: CellResult, ledger: Ledger) -> Entry | None:
+    """An entry that lists a failure of this very cell, which has just passed."""
+    spec = result.spec
+    ids = {failure_id(spec.operator, spec.subject, spec.property, spec.dtype, spec.device, s) for s in SYMPTOMS}
+    return next((e for e in ledger.entries if e.id in ids), None)
+
+
+def exit_status(report: dict[str, Any]) -> int:
+    """0: all that was required ran and held. 1: a property failed. 3: something required did not run."""
+    if report["summary"]["failed"]:
+        return 1
+    return 3 if report["summary"]["required_not_run"] else 0
+
+
+def save(report: dict[str, Any], out: Path) -> None:
+    """``report.json`` and one file a failure, which ``sluicegate replay`` reads."""
+    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    (out / "failures").mkdir(exist_ok=True)
+    for failure in report["failures"]:
+        (out / "failures" / f"{failure['id']}.json").write_text(json.dumps(failure, indent=1) + "\n")

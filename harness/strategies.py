@@ -1,0 +1,136 @@
+"""Hypothesis strategies for structure: sequences, slots, layouts. Contents come later, from a seed.
+
+Written to shrink well (Hypothesis' guide): a batch is a list of segments, so deleting a sequence is deleting a list
+element; every choice lists its plainest value first; nothing is drawn only to be thrown away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
+
+from harness.case import Kind, Layout, Segment
+
+SEEDS = st.integers(0, 2**31 - 1)
+CHOICES = st.integers(0, 2**16 - 1)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large cases may be where they run.
+
+    The interpreter pays about 0.1 ms for each operation of each program, so a CPU gets many small cases; a GPU gets
+    sizes at which grids have many programs and loops many rounds.
+    """
+
+    name: str
+    max_sequences: int
+    max_tokens: int
+    #: Lengths around these are drawn on purpose: block sizes of kernels, chunk sizes, vector widths.
+    boundaries: tuple[int, ...]
+    channels: tuple[int, ...]
+    head_dims: tuple[int, ...]
+    max_heads: int
+    slots: int
+
+
+CPU = Scale(
+    name="cpu",
+    max_sequences=5,
+    max_tokens=72,
+    boundaries=(4, 8, 16, 32, 64),
+    channels=(1, 2, 3, 8, 20, 130),
+    head_dims=(4, 8, 16, 20, 32),
+    max_heads=2,
+    slots=12,
+)
+GPU = Scale(
+    name="cuda",
+    max_sequences=300,
+    max_tokens=6000,
+    boundaries=(4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048),
+    channels=(1, 2, 3, 8, 20, 130, 192, 513, 2054, 8192),
+    head_dims=(8, 16, 24, 64, 100, 128),
+    max_heads=4,
+    slots=700,
+)
+
+
+def lengths(scale: Scale, boundaries: Sequence[int] | None = None) -> SearchStrategy[int]:
+    """Tokens of one sequence: the corner cases 0-3, around boundaries, and anything up to the limit."""
+    edges = sorted({b + d for b in boundaries or scale.boundaries for d in (-2, -1, 0, 1, 2)})
+    edges = [e for e in edges if 0 <= e <= scale.max_tokens]
+    small = st.integers(0, 3)
+    return st.one_of(small, small, st.sampled_from(edges), st.integers(0, 24), st.integers(0, scale.max_tokens))
+
+
+def segments(
+    scale: Scale,
+    *,
+    length: SearchStrategy[int],
+    kinds: Sequence[Kind] = ("fresh", "resumed", "inactive"),
+    max_tokens: int | None = None,
+) -> SearchStrategy[tuple[Segment, ...]]:
+    """A packed batch: sequences of these lengths in distinct slots, two or more as a rule.
+
+    When the drawn lengths exceed the token limit the later ones are cut to single tokens, which keeps the list's
+    structure (and so its shrinking) instead of rejecting the draw.
+    """
+    limit = max_tokens or scale.max_tokens
+    weighted = ["fresh" if k == "fresh" else k for k in kinds] + [k for k in kinds if k != "inactive"]
+    one = st.tuples(length, st.sampled_from(weighted), st.integers(0, scale.slots - 1))
+
+    def fit(drawn: list[tuple[int, Kind, int]]) -> tuple[Segment, ...]:
+        total, out = 0, []
+        for tokens, kind, slot in drawn:
+            kept = tokens if total + tokens <= limit else min(tokens, 1)
+            total += kept
+            out.append(Segment(kept, kind, slot if kind != "inactive" else -1))
+        return tuple(out)
+
+    few = st.lists(one, min_size=1, max_size=min(5, scale.max_sequences), unique_by=lambda s: s[2])
+    if scale.max_sequences <= 5:
+        return few.map(fit)
+    many = st.lists(one, min_size=6, max_size=40, unique_by=lambda s: s[2])
+    # Long lists drawn element by element are slow to draw and add nothing but size: size comes from a seed.
+    crowd = st.builds(_crowd, st.integers(41, scale.max_sequences), SEEDS, st.just(tuple(kinds)), st.just(scale.slots), length)
+    return st.one_of(few, few, many, crowd).map(lambda s: s if isinstance(s, tuple) else fit(s))
+
+
+def _crowd(size: int, seed: int, kinds: tuple[Kind, ...], slots: int, pattern: int) -> tuple[Segment, ...]:
+    """Hundreds of short sequences: lengths cycle through 0..pattern so that short and empty ones mix."""
+    import random
+
+    rng = random.Random(seed)
+    longest = min(pattern, 24) if pattern > 1 else pattern
+    picked = rng.sample(range(slots), size)
+    out = []
+    for slot in picked:
+        kind = rng.choice(kinds)
+        tokens = rng.randint(0, longest) if pattern > 1 else pattern
+        out.append(Segment(tokens, kind, slot if kind != "inactive" else -1))
+    return tuple(out)
+
+
+def layouts(*, heads: bool, fused: bool) -> SearchStrategy[Layout]:
+    """Dense most of the time; otherwise padded rows, shifted bases, padded slots, column slices of a wider buffer."""
+    pads = st.sampled_from([0, 0, 1, 8, 16])
+    return st.one_of(
+        st.just(Layout()),
+        st.builds(
+            Layout,
+            row_pad=pads,
+            head_pad=st.sampled_from([0, 0, 8]) if heads else st.just(0),
+            base_offset=st.sampled_from([0, 0, 1, 8]),
+            slot_pad=st.sampled_from([0, 0, 1, 64]),
+            fused=st.booleans() if fused else st.just(False),
+            strided_indices=st.booleans(),
+            wide_indices=st.booleans(),
+        ),
+    )
+
+
+PAD_SLOTS = st.sampled_from([-1, -1, -1, -2, -(2**31)])

@@ -1,0 +1,137 @@
+"""Implementations under test, reached by name.
+
+A subject is a plain function with the operator's signature. It is found through the entry-point group
+``sluicegate.subjects.<operator>``, or given on the command line as ``operator=module:function``. What it cannot take it
+declares in a dict attribute named ``sluicegate`` (see `Capabilities`); a function without one claims everything.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+GROUP = "sluicegate.subjects."
+BASELINES = "sluicegate.baselines."
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a subject takes. What it does not take is not generated for it and is listed as not covered.
+
+    devices, dtypes, state_dtypes: names. max_head_dim: largest K or V. equal_head_dims: only K == V. strided: accepts
+    views that are not dense. padded_pool: accepts a slot stride larger than a slot. bitwise: keeps the bitwise promises
+    of the relations (otherwise they are judged by the budget). min_capability: CUDA compute capability, as (9, 0).
+    case_share: the part of the usual number of cases it gets where it is slow (a kernel under the interpreter).
+    """
+
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    dtypes: tuple[str, ...] = ("float32", "float16", "bfloat16", "int32")
+    state_dtypes: tuple[str, ...] = ("float32", "float16", "bfloat16")
+    max_head_dim: int = 256
+    equal_head_dims: bool = False
+    strided: bool = True
+    padded_pool: bool = True
+    bitwise: bool = True
+    min_capability: tuple[int, int] = (0, 0)
+    case_share: float = 1.0
+
+    @classmethod
+    def of(cls, function: Callable[..., Any]) -> Capabilities:
+        declared: Mapping[str, Any] = getattr(function, "sluicegate", {})
+        known = {f.name for f in fields(cls)}
+        unknown = set(declared) - known
+        if unknown:
+            raise ValueError(
+                f"{function.__name__}.sluicegate: got unknown capabilities {sorted(unknown)}, expected some of {sorted(known)}"
+            )
+        return cls(**declared)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One implementation of one operator. ``target`` is ``module:function``; importing waits until it is needed."""
+
+    operator: str
+    name: str
+    target: str
+    origin: str = field(default="entry point", compare=False)
+
+    def load(self) -> Callable[..., Any]:
+        return load_target(self.target)
+
+    @property
+    def spec(self) -> str:
+        return f"{self.operator}={self.target}"
+
+
+def load_target(target: str) -> Callable[..., Any]:
+    """The function behind ``module:function`` or ``path/to/file.py:function``."""
+    module_name, _, attribute = target.rpartition(":")
+    if not module_name or not attribute:
+        raise ValueError(f"subject: got {target!r}, expected module:function or path/to/file.py:function")
+    if module_name.endswith(".py"):
+        module = _module_from_file(Path(module_name))
+    else:
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name and not module_name.startswith(error.name):
+                raise
+            raise ValueError(
+                f"subject: cannot import {module_name!r} ({error}); run from the folder that holds it, set PYTHONPATH, or give a"
+                " path ending in .py"
+            ) from error
+    function = module
+    for part in attribute.split("."):
+        if not hasattr(function, part):
+            raise ValueError(f"subject: {module_name!r} has no attribute {attribute!r}")
+        function = getattr(function, part)
+    if not callable(function):
+        raise ValueError(f"subject: {target!r} is a {type(function).__name__}, expected a function")
+    return function
+
+
+def _module_from_file(path: Path) -> Any:
+    path = path.resolve()
+    if not path.exists():
+        raise ValueError(f"subject: no file {path}")
+    name = f"sluicegate_subject_{path.stem}_{abs(hash(str(path))):x}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"subject: {path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def registered(operator: str) -> list[Subject]:
+    """The subjects that installed packages offer for this operator, by name."""
+    found = entry_points(group=GROUP + operator)
+    return sorted((Subject(operator, e.name, e.value) for e in found), key=lambda s: s.name)
+
+
+def baseline(operator: str) -> Subject | None:
+    """The same work done the pre-optimization way, if a package offers it."""
+    found = sorted(entry_points(group=BASELINES + operator), key=lambda e: e.name)
+    return Subject(operator, found[0].name, found[0].value) if found else None
+
+
+def parse(text: str, operators: Mapping[str, Any]) -> Subject:
+    """``operator=module:function`` from the command line."""
+    operator, separator, target = text.partition("=")
+    if not separator or operator not in operators:
+        raise ValueError(
+            f"--subject: got {text!r}, expected OPERATOR=module:function with OPERATOR one of {', '.join(operators)}"
+        )
+    if ":" not in target:
+        raise ValueError(f"--subject: got {target!r}, expected module:function or path/to/file.py:function")
+    return Subject(operator, target, target, "command line")

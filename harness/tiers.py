@@ -1,0 +1,58 @@
+"""Tiers: how many cases each operator gets where, and which cells must have run.
+
+The numbers are cases of one operator over all its cells of a tier. They are profiles, not flags scattered over tests:
+quick answers an engineer in about a minute, premerge is what a CI job requires, nightly looks further.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+TIERS = ("quick", "premerge", "nightly")
+
+#: tier -> device -> operator -> cases.
+CASES: dict[str, dict[str, dict[str, int]]] = {
+    "quick": {
+        "cpu": {"chunk_metadata": 1500, "step_metadata": 300, "conv_prefill": 200, "conv_update": 150, "gdn_decode": 250},
+        "cuda": {"chunk_metadata": 600, "step_metadata": 600, "conv_prefill": 600, "conv_update": 400, "gdn_decode": 600},
+    },
+    "premerge": {
+        "cpu": {"chunk_metadata": 9600, "step_metadata": 800, "conv_prefill": 500, "conv_update": 350, "gdn_decode": 600},
+        "cuda": {"chunk_metadata": 2500, "step_metadata": 1500, "conv_prefill": 2200, "conv_update": 1400, "gdn_decode": 2200},
+    },
+    "nightly": {
+        "cpu": {"chunk_metadata": 60000, "step_metadata": 5000, "conv_prefill": 4000, "conv_update": 3000, "gdn_decode": 5000},
+        "cuda": {"chunk_metadata": 20000, "step_metadata": 10000, "conv_prefill": 20000, "conv_update": 12000, "gdn_decode": 20000},
+    },
+}
+
+#: A property with a fixed number of examples runs in the quick tier only if it is cheap.
+NOT_QUICK = ("cold_equals_warm",)
+
+
+@dataclass(frozen=True)
+class Share:
+    """A cell's claim on its operator's cases: a weight, or a fixed number."""
+
+    weight: float
+    fixed: int | None
+
+
+def distribute(total: int, shares: list[Share]) -> list[int]:
+    """Cases for each cell: fixed numbers first, the rest by weight, at least three each.
+
+    The minimum may make the sum larger than ``total``, never smaller.
+    """
+    weights = sum(s.weight for s in shares if s.fixed is None)
+    rest = max(0, total - sum(s.fixed or 0 for s in shares))
+    out = []
+    for share in shares:
+        if share.fixed is not None:
+            out.append(share.fixed)
+        else:
+            out.append(max(3, -(-int(rest * share.weight) // max(1, round(weights)))) if weights else 3)
+    missing = total - sum(out)
+    heaviest = max(range(len(shares)), key=lambda i: shares[i].weight if shares[i].fixed is None else -1.0, default=None)
+    if missing > 0 and heaviest is not None and shares[heaviest].fixed is None:
+        out[heaviest] += missing
+    return out

@@ -1,0 +1,1 @@
+"""What must hold, one file an operator. ``sluicegate verify`` runs these through pytest; see `harness.pytest_plugin`."""

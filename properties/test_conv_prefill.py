@@ -1,0 +1,94 @@
+"""What must hold of ``conv_prefill``: causal depthwise convolution over packed sequences (spec section 2)."""
+
+from __future__ import annotations
+
+import torch
+
+from harness import arguments, guards, relations
+from harness.batch import Result
+from harness.case import Case, Segment
+from harness.context import Context, Property
+from harness.pytest_plugin import CheckedCell
+
+OPERATOR = "conv_prefill"
+
+
+def max_seqlen_hint_body(context: Context, case: Case) -> None:
+    """A hint about the longest sequence may change the launch, never the result."""
+    import inspect
+
+    if "max_seqlen" not in inspect.signature(context.function).parameters:
+        return
+    batch = context.batch(case)
+    longest = max(batch.lengths)
+
+    def hinted(*args: object, **kwargs: object) -> object:
+        return context.function(*args, **kwargs, max_seqlen=longest)
+
+    operator = context.sequences
+    context.require_same(
+        operator.run(hinted, batch, device=context.device, check_memory=context.check_memory),
+        context.run(batch),
+        f"max_seqlen={longest} must not change the result",
+        batch=batch,
+    )
+
+
+def single_tokens_body(context: Context, case: Case) -> None:
+    """A sequence fed one token a call, each resuming the last, equals one call: bitwise, each output is its own sum."""
+    batch = context.batch(case)
+    i = case.choice % batch.size
+    segment = batch.segments[i]
+    if not segment.active or segment.length > 12:
+        return
+    whole = context.run(batch.select([i]))
+    rest, outputs, state = batch.select([i]), [], batch.states[i]
+    kind = segment.kind
+    for t in range(segment.length):
+        one = rest.replaced(
+            0, segment=Segment(1, kind, segment.slot), tokens={"x": rest.tokens[0]["x"][t : t + 1]}, state=state
+        )
+        step = context.run(one)
+        outputs.append(step.outputs[0])
+        state, kind = step.states[0], "resumed"
+    if outputs:
+        context.require_same(
+            Result((torch.cat(outputs),), (state,)),
+            whole,
+            f"sequence {i} token by token must equal one call",
+            batch=batch.select([i]),
+        )
+
+
+max_seqlen_hint = Property("max_seqlen_hint", "relations", max_seqlen_hint_body, weight=0.5)
+single_tokens = Property("token_by_token", "relations", single_tokens_body, weight=0.5)
+
+PROPERTIES = (
+    relations.equivalence,
+    relations.alone,
+    relations.permuted,
+    relations.slots_renamed,
+    relations.inactive_rows_added,
+    relations.split_and_resume,
+    single_tokens,
+    max_seqlen_hint,
+    relations.strided,
+    relations.repeated,
+    relations.cold_equals_warm,
+    relations.neighbour_perturbed,
+    relations.future_perturbed,
+    relations.baseline_agrees,
+    relations.memory,
+    relations.poison_independent,
+    relations.high_slot,
+    arguments.bad_arguments,
+    guards.host_sync,
+    guards.launch_count,
+    guards.copied_bytes,
+    guards.variants,
+    guards.graph_replay,
+)
+
+
+def test_property(cell: CheckedCell) -> None:
+    cell.check()

@@ -1,0 +1,56 @@
+"""What must hold of ``conv_update``: one more token of causal convolution for each row (spec section 2)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from harness import arguments, guards, operators, relations
+from harness.case import Case
+from harness.context import Context, Property
+from harness.pytest_plugin import CheckedCell
+from harness.subjects import registered
+
+OPERATOR = "conv_update"
+
+
+def equals_prefill_body(context: Context, case: Case) -> None:
+    """One token through the decode path equals the same token through prefill: bitwise in state, and in y for ours."""
+    batch = context.batch(case)
+    prefill = operators.get("conv_prefill")
+    counterparts = registered(prefill.name)
+    if not counterparts:
+        return
+    got = context.run(batch)
+    as_prefill = replace(batch, case=case.with_(operator=prefill.name))
+    expected = replace(context, operator=prefill, function=counterparts[0].load()).run(as_prefill)
+    context.require_same(got, expected, "one decode step must equal a prefill of one token", batch=batch)
+
+
+equals_prefill = Property("equals_prefill_of_one_token", "relations", equals_prefill_body)
+
+PROPERTIES = (
+    relations.equivalence,
+    relations.alone,
+    relations.permuted,
+    relations.slots_renamed,
+    relations.inactive_rows_added,
+    equals_prefill,
+    relations.strided,
+    relations.repeated,
+    relations.cold_equals_warm,
+    relations.neighbour_perturbed,
+    relations.baseline_agrees,
+    relations.memory,
+    relations.poison_independent,
+    relations.high_slot,
+    arguments.bad_arguments,
+    guards.host_sync,
+    guards.launch_count,
+    guards.copied_bytes,
+    guards.variants,
+    guards.graph_replay,
+)
+
+
+def test_property(cell: CheckedCell) -> None:
+    cell.check()

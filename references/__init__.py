@@ -1,0 +1,25 @@
+"""What is true: naive implementations of every operator, straight from its definition.
+
+They import torch only, take the operator's packed arguments plus `compute_dtype`, and are written to be checked by
+eye, not to be fast. With `compute_dtype=torch.float64` (the default) they are the oracle; with working-dtype inputs and
+`compute_dtype=torch.float32` they show the error that no implementation of the same storage dtypes can avoid.
+"""
+
+from references.causal_conv import conv_prefill, conv_update
+from references.chunk_metadata import chunk_metadata, count_extra_chunks
+from references.gdn import gates, gdn_decode, gdn_recurrence, l2norm
+from references.step_metadata import StepMetadata, StepMetadataBuilder, step_metadata
+
+__all__ = [
+    "StepMetadata",
+    "StepMetadataBuilder",
+    "chunk_metadata",
+    "conv_prefill",
+    "conv_update",
+    "count_extra_chunks",
+    "gates",
+    "gdn_decode",
+    "gdn_recurrence",
+    "l2norm",
+    "step_metadata",
+]
