@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
@@ -112,6 +113,7 @@ class Cell:
     def _prepare(self) -> None:
         self.coverage: dict[str, Counter[str]] = {}
         self.judged_seconds = 0.0
+        self._spec_json = json.dumps(asdict(self.spec))
         self._failed: dict[Any, Failure] = {}
         self._first_failure: tuple[AnyCase, Failure] | None = None
         self._deadline = float("inf")
@@ -128,15 +130,14 @@ class Cell:
 
     def judge(self, case: AnyCase) -> None:
         """One case: noted on disk, judged, counted. Raises what the property raises."""
-        key = repr(case)
-        if time.monotonic() > self._deadline and key not in self._failed:
+        if time.monotonic() > self._deadline and repr(case) not in self._failed:
             return  # out of time for shrinking: keep what we have
-        inflight.record({**asdict(self.spec), "case": case.to_json()})
+        inflight.record(self._spec_json, case)
         before, start = self.context.cases, time.perf_counter()
         try:
             self.property.body(self.context, case)
         except Failure as failure:
-            self._failed[key] = failure
+            self._failed[repr(case)] = failure
             if self._first_failure is None:
                 self._first_failure = (case, failure)
                 self._cases_to_failure = self.context.cases + 1

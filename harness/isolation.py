@@ -7,6 +7,7 @@ both work through it; the worker that found a crash cannot, being dead.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 
 from harness import operators
-from harness.case import AnyCase
+from harness.case import AnyCase, Case
 from harness.cell import Cell, CellSpec
 from harness.context import Context, Property
 from harness.failure import Failure, FailureRecord, Row, fail
@@ -63,12 +64,13 @@ class Sandbox:
             stderr=subprocess.PIPE,
             text=True,
             env=environment,
+            start_new_session=True,
         )
         self._send(child, {"spec": asdict(self.spec)})
         ready = self._receive(child, START_SECONDS)
         if ready is None or "ready" not in ready:
             error = child.stderr.read() if child.stderr and child.poll() is not None else ""
-            child.kill()
+            _end(child)
             raise RuntimeError(f"the isolated process did not start: {ready or error or 'no answer'}")
         return child
 
@@ -101,14 +103,20 @@ class Sandbox:
                 fail(found["symptom"], found["message"], rows, details=found["details"], mark="isolated")
             if "error" in answer:
                 raise RuntimeError(answer["error"])
+            if "died" in answer:
+                self._fail_crashed(answer["died"], "")
             return
         hung = time.monotonic() - start >= self.timeout
-        child.kill()
+        if hung:
+            self.close()
+            fail("hung", f"no answer within {self.timeout:g} s")
         code = child.wait()
         tail = _tail(child.stderr.read() if child.stderr else "")
-        self._child = None
-        if hung:
-            fail("hung", f"no answer within {self.timeout:g} s", details=tail)
+        self.close()
+        self._fail_crashed(code, tail)
+
+    @staticmethod
+    def _fail_crashed(code: int, tail: str) -> None:
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         fail("crashed", f"the process died ({name})" + (f": {tail.splitlines()[-1]}" if tail else ""), details=tail)
 
@@ -119,17 +127,25 @@ class Sandbox:
             self._send(child, {"case": case.to_json(), "digest": True})
             answer = self._receive(child, self.timeout)
         finally:
-            child.kill()
-            child.wait()
+            _end(child)
         if answer is None or "digest" not in answer:
             fail("crashed", f"the first call of a new process gave no result: {answer}", mark="cold")
         return str(answer["digest"])  # type: ignore[index]
 
     def close(self) -> None:
         if self._child is not None:
-            self._child.kill()
-            self._child.wait()
+            _end(self._child)
             self._child = None
+
+
+def _end(child: subprocess.Popen[str]) -> None:
+    """End the child and whatever it forked: they share a session of their own."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+    for pipe in (child.stdin, child.stdout, child.stderr):
+        if pipe is not None:
+            pipe.close()
 
 
 def _tail(text: str, lines: int = 30) -> str:
@@ -198,23 +214,38 @@ def serve() -> None:
         answers.flush()
 
     spec = CellSpec(**json.loads(sys.stdin.readline())["spec"])
+    # Threads do not survive a fork.
+    torch.set_num_threads(1)
     interpreter.repair()
     cell = Cell(spec, find_property(spec.operator, spec.property))
     answer({"ready": spec.key})
     for line in sys.stdin:
         request = json.loads(line)
         case = cell.operator.case_from_json(request["case"])
-        try:
-            if request.get("digest"):
-                answer({"digest": cell.context.run(cell.context.batch(case)).digest()})
+        if spec.device == "cpu":
+            # A fork keeps this process warm when the case kills its own; CUDA does not survive one.
+            child = os.fork()
+            if child:
+                _, status = os.waitpid(child, 0)
+                if status:
+                    answer({"died": os.waitstatus_to_exitcode(status)})
                 continue
-            cell.property.body(cell.context, case)
-        except Failure as failure:
-            answer({"failure": cell.record(case, failure).to_json()})
-        except Exception as error:  # noqa: BLE001 - the parent decides what an error of the harness means
-            answer({"error": f"{type(error).__name__}: {error}"})
-        else:
-            answer({"held": True})
+        answer(_verdict(cell, case, digest=bool(request.get("digest"))))
+        if spec.device == "cpu":
+            os._exit(0)
+
+
+def _verdict(cell: Cell, case: AnyCase, *, digest: bool) -> dict[str, Any]:
+    try:
+        if digest:
+            assert isinstance(case, Case)
+            return {"digest": cell.context.run(cell.context.batch(case)).digest()}
+        cell.property.body(cell.context, case)
+    except Failure as failure:
+        return {"failure": cell.record(case, failure).to_json()}
+    except Exception as error:  # noqa: BLE001 - the parent decides what an error of the harness means
+        return {"error": f"{type(error).__name__}: {error}"}
+    return {"held": True}
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from harness.plan import Plan, Planned, cells
 RESULT = "sluicegate_cell"
 #: The exit status of a worker whose CUDA context is lost.
 DEVICE_LOST = 70
+#: A subject that keeps killing workers is given up: each death costs a new process, and each hang the whole time limit.
+MAX_DEATHS = 3
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -70,6 +73,8 @@ class CheckedCell(Cell):
         except DeviceLost as error:
             inflight.note(f"device lost: {error}")
             os._exit(DEVICE_LOST)
+        finally:
+            inflight.unwatch()
         self._record(RESULT, json.dumps(result.to_json()))
         if result.failure:
             pytest.fail(f"{result.failure.message}\n{result.failure.sentence}", pytrace=False)
@@ -78,6 +83,11 @@ class CheckedCell(Cell):
 @pytest.fixture
 def cell(request: pytest.FixtureRequest, record_property: Any) -> Cell:
     prop, planned = request.param
+    plan = _plan(request.config)
+    assert plan is not None
+    if not planned.not_run and inflight.deaths(Path(plan.out) / "inflight", planned.spec) >= MAX_DEATHS:
+        reason = f"{planned.spec.subject} has already crashed or hung {MAX_DEATHS} times; its other cells were left out"
+        planned = replace(planned, not_run=reason)
     if planned.not_run:
         record_property(RESULT, json.dumps(unrun(planned).to_json()))
         pytest.skip(planned.not_run)

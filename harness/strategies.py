@@ -6,6 +6,7 @@ element; every choice lists its plainest value first; nothing is drawn only to b
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -80,7 +81,7 @@ def segments(
     structure (and so its shrinking) instead of rejecting the draw.
     """
     limit = max_tokens or scale.max_tokens
-    weighted = ["fresh" if k == "fresh" else k for k in kinds] + [k for k in kinds if k != "inactive"]
+    weighted = [*kinds, *(k for k in kinds if k != "inactive")]
     one = st.tuples(length, st.sampled_from(weighted), st.integers(0, scale.slots - 1))
 
     def fit(drawn: list[tuple[int, Kind, int]]) -> tuple[Segment, ...]:
@@ -95,24 +96,33 @@ def segments(
     if scale.max_sequences <= 5:
         return few.map(fit)
     many = st.lists(one, min_size=6, max_size=40, unique_by=lambda s: s[2])
-    # Long lists drawn element by element are slow to draw and add nothing but size: size comes from a seed.
-    crowd = st.builds(_crowd, st.integers(41, scale.max_sequences), SEEDS, st.just(tuple(kinds)), st.just(scale.slots), length)
-    return st.one_of(few, few, many, crowd).map(lambda s: s if isinstance(s, tuple) else fit(s))
+    # Hundreds of sequences drawn element by element are slow to draw; they follow from a size and a seed. They come on top of a
+    # drawn list: alone they would be fewer choices than a list of one, and everything would shrink towards a crowd.
+    extra = st.none() | st.tuples(st.integers(41, scale.max_sequences - 5), SEEDS)
+    crowded = st.builds(_crowd, few, extra, st.just(tuple(kinds)), st.just(scale.slots))
+    return st.one_of(few, crowded, many).map(fit)
 
 
-def _crowd(size: int, seed: int, kinds: tuple[Kind, ...], slots: int, pattern: int) -> tuple[Segment, ...]:
-    """Hundreds of short sequences: lengths cycle through 0..pattern so that short and empty ones mix."""
-    import random
+def _crowd(
+    drawn: list[tuple[int, Kind, int]], extra: tuple[int, int] | None, kinds: tuple[Kind, ...], slots: int
+) -> list[tuple[int, Kind, int]]:
+    """The drawn sequences, followed by hundreds that are like them or a little shorter, in other slots.
 
+    A fault that the crowd shows is then mostly one that its models show alone, so that shrinking can leave the crowd out.
+    """
+    if extra is None:
+        return drawn
+    size, seed = extra
     rng = random.Random(seed)
-    longest = min(pattern, 24) if pattern > 1 else pattern
-    picked = rng.sample(range(slots), size)
-    out = []
-    for slot in picked:
-        kind = rng.choice(kinds)
-        tokens = rng.randint(0, longest) if pattern > 1 else pattern
-        out.append(Segment(tokens, kind, slot if kind != "inactive" else -1))
-    return tuple(out)
+    taken = {slot for _, _, slot in drawn}
+    out = list(drawn)
+    for slot in rng.sample([s for s in range(slots) if s not in taken], size):
+        tokens, kind, _ = rng.choice(drawn)
+        longest = min(tokens, 24)
+        varied = rng.randrange(4) == 0
+        # Operators of one token a row have no other length to vary.
+        out.append((rng.randint(0, longest) if varied and tokens > 1 else longest, rng.choice(kinds) if varied else kind, slot))
+    return out
 
 
 def layouts(*, heads: bool, fused: bool) -> SearchStrategy[Layout]:

@@ -69,9 +69,8 @@ class _Controller:
         if entry is None:
             self.outcome.errors.append(f"{crashitem}: the worker died before its first case\n{report.longreprtext}")
             return
-        case_json = entry.pop("case")
-        spec = CellSpec(**entry)
-        case = operators.get(spec.operator).case_from_json(case_json)
+        spec = CellSpec(**entry["spec"])
+        case = operators.get(spec.operator).case_from_json(entry["case"])
         if stack.startswith("device lost"):
             symptom, message = "crashed", stack.strip().splitlines()[0]
         elif "Timeout" in stack:
@@ -80,8 +79,7 @@ class _Controller:
             symptom, message = "crashed", "the worker process died while this case ran"
         result = CellResult(spec, "failed", cases=1, reason=message)
         result.failure = record_of_crash(spec, case, symptom, message, stack)
-        with (directory / "deaths.jsonl").open("a") as deaths:
-            deaths.write(json.dumps([spec.operator, spec.subject]) + "\n")
+        inflight.add_death(directory, spec)
         self.dead.append(result)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:

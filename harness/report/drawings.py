@@ -26,8 +26,9 @@ DPI = 72
 ROW = 17.0
 #: Categories beyond this many are summed into one bar.
 MOST_BARS = 12
-#: With more distinct numbers than this, an axis is drawn as a histogram.
-MOST_NUMBERS = 6
+#: With more distinct numbers than this, an axis is drawn as a histogram; lengths soon are, for their holes matter.
+MOST_NUMBERS = 10
+MOST_LENGTHS = 3
 
 
 class Canvas:
@@ -111,10 +112,15 @@ def _short(match: re.Match[str]) -> str:
 # -- coverage -----------------------------------------------------------------------------------------------------------
 
 
+def is_histogram(axis: str, counts: Mapping[str, int]) -> bool:
+    """Whether `coverage` bins the values of this axis."""
+    most = MOST_LENGTHS if axis == "length" else MOST_NUMBERS
+    return len(counts) > most and all(re.fullmatch(r"\d+", value) for value in counts)
+
+
 def coverage(axis: str, counts: Mapping[str, int], width: float = 300) -> str:
     """How often each value of an axis was tried: a histogram for many numbers, bars for words and for few numbers."""
-    numbers = all(re.fullmatch(r"\d+", value) for value in counts)
-    if numbers and len(counts) > MOST_NUMBERS:
+    if is_histogram(axis, counts):
         return histogram(axis, {int(value): count for value, count in counts.items()}, width)
     # Numbers in their order, and sizes such as 64x128 by their parts; words by their frequency.
     sized = all(re.match(r"\d", value) for value in counts)
@@ -144,9 +150,10 @@ def histogram(axis: str, counts: Mapping[int, int], width: float = 300, height: 
             tall = max(tall, 1.5)
         canvas.bar(i * step + 1, base - tall, step - 2, tall)
         canvas.word((i + 0.5) * step, base - tall - 6, compact(total), size=size, color=MUTED if total else WARN, align="center")
-        if step >= 19 or i % 2 == 0:
-            name = compact(high) if high >= 1000 else str(high)
-            canvas.word((i + 0.5) * step, base + 10, f"≤{name}" if low < high else name, size=size, color=INK, align="center")
+        name = compact(high) if high >= 1000 else str(high)
+        # Where the bins are narrow, every other name is left out, but never the last.
+        if step >= 27 or low == high or (len(edges) - 1 - i) % 2 == 0:
+            canvas.word((i + 0.5) * step, base + 10, f"≤{name}" if low < high else name, size=size, align="center")
     canvas.line(0, base, width, base)
     said = ", ".join(f"{low}" + (f" to {high}" if low < high else "") + f": {t}" for (low, high), t in zip(edges, totals, strict=True))
     return canvas.svg(f"{axis}, how often each was tried. {said}")
@@ -196,7 +203,7 @@ def budget(operator: str, shares: Mapping[str, Mapping[str, float]], dtypes: Seq
         canvas.word(left + tick * scale, sum(heights) + 10, f"{tick:g}", size=9, color=MUTED, align="center")
     y = 0.0
     for (name, of), height in zip(shares.items(), heights, strict=True):
-        canvas.word(left - 6, y + height / 2, _shortened(name.replace("_", " ")), align="right")
+        canvas.word(left - 6, y + height / 2, _shortened(name), align="right")
         for i, (dtype, share) in enumerate(of.items()):
             top = y + gap / 2 + thick * i
             long = scale * min(end, share if math.isfinite(share) else end)
@@ -216,7 +223,7 @@ def seconds(times: Mapping[str, tuple[float, float]], width: float = 460) -> str
     peak = max((total for _, total in times.values()), default=0.0) or 1.0
     for i, (name, (judged, total)) in enumerate(times.items()):
         y, scale = ROW * i, (width - left - right) / peak
-        canvas.word(left - 6, y + ROW / 2, _shortened(name.replace("_", " ")), align="right")
+        canvas.word(left - 6, y + ROW / 2, _shortened(name), align="right")
         canvas.bar(left, y + 3, max(total * scale, 1), ROW - 6, SERIES[3])
         canvas.bar(left, y + 3, judged * scale, ROW - 6, SERIES[0])
         canvas.word(left + max(total * scale, 1) + 4, y + ROW / 2, f"{total:.1f} s" if total >= 0.05 else "<0.1 s", size=9, color=MUTED)

@@ -97,9 +97,11 @@ def _number(value: Number | None, digits: int, integral: bool) -> str:
 def _clause(error: float, allowed: float) -> str:
     if math.isnan(error):
         return ""
+    if math.isinf(error):
+        return "not finite where it must be"
     if math.isnan(allowed):
         return f"off by {error:.3g}"
-    if allowed <= 0 or not math.isfinite(error / allowed):
+    if allowed <= 0:
         return f"off by {error:.3g}, allowed {allowed:.3g}"
     ratio = error / allowed
     return f"off by {error:.3g}, {ratio:.3g} times the {allowed:.3g} allowed"

@@ -36,7 +36,9 @@ def failure_panel(failure: dict[str, Any]) -> RenderableType:
     origin = f"{failure['subject']}, {failure['dtype']} on {failure['device']}"
     if failure["examples"]:
         origin += f"; found by case {failure['examples']:,}, in {duration(failure['seconds'])} with shrinking"
+    # The headline is inside the frame, where it wraps; a frame's title would be cut.
     parts: list[RenderableType] = [
+        head,
         Text(origin, style="dim"),
         Text(),
         Text("Smallest failing batch", style="dim"),
@@ -50,7 +52,7 @@ def failure_panel(failure: dict[str, Any]) -> RenderableType:
         parts += [Text(), Text(f"and {plural(len(failure['rows']) - ROWS, 'more row')}", style="dim")]
     if failure["details"].strip():
         parts += [Text(), *_details(failure["details"])]
-    card = Panel(Group(*parts), title=head, title_align="left", border_style="red", padding=(1, 2))
+    card = Panel(Group(*parts), border_style="red", padding=(0, 1))
     if not failure["replay"]:
         return card
     line = Text(failure["replay"], style="bold cyan", no_wrap=True, overflow="ignore")

@@ -48,11 +48,11 @@ def duration(seconds: float) -> str:
 
 
 def compact(count: int) -> str:
-    """A count in four characters or fewer: ``999``, ``1.2k``, ``34k``, ``5.1M``."""
+    """A count in four characters or fewer: ``999``, ``2k``, ``1.2k``, ``34k``, ``5.1M``."""
     value = float(count)
     for unit in ("", "k", "M"):
         if value < 999.5:
-            return f"{value:.1f}{unit}" if unit and value < 9.95 else f"{value:.0f}{unit}"
+            return (f"{value:.1f}" if unit and value < 9.95 else f"{value:.0f}").removesuffix(".0") + unit
         value /= 1000
     return f"{value:.0f}G"
 

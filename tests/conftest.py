@@ -1,4 +1,4 @@
-"""Without a GPU, kernels run under Triton's interpreter, which has to be asked for before they are imported."""
+"""Without a GPU, kernels run under Triton's interpreter, which has to be asked for before Triton is imported."""
 
 from __future__ import annotations
 

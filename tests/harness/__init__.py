@@ -1,0 +1,1 @@
+"""Tests of the harness: strategies shrink, budgets separate, guards fire, memory is watched, the command line behaves."""

@@ -1,0 +1,235 @@
+"""Draws shrink to what a person would write, and generators are not blind."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import Phase, given, seed, settings
+from hypothesis import strategies as st
+
+from harness import operators, strategies
+from harness.case import Case, Layout, Segment
+from references.chunk_metadata import count_extra_chunks
+from tests.harness.support import find_any, minimal, row
+
+SCALES = {"cpu": strategies.CPU, "cuda": strategies.GPU}
+SEQUENCES = ("conv_prefill", "conv_update", "gdn_decode")
+
+
+@pytest.fixture(params=SCALES)
+def scale(request: pytest.FixtureRequest) -> strategies.Scale:
+    return SCALES[request.param]
+
+
+def cases(operator: str, scale: strategies.Scale, dtype: str | None = None) -> Any:
+    known = operators.get(operator)
+    return known.cases(scale, dtype or known.dtypes[0])
+
+
+# -- shrinking --------------------------------------------------------------------------------------------------------
+
+
+def test_resumed_tokens_shrink_to_one_plain_sequence(scale: strategies.Scale) -> None:
+    found = minimal(
+        cases("conv_prefill", scale), lambda c: any(s.kind == "resumed" and s.length >= 3 for s in c.sequences)
+    )
+    assert found == Case(
+        operator="conv_prefill",
+        sequences=(row(length=3),),
+        dims={"D": 1, "W": 4},
+        regime={"amplitude": "unit"},
+        options={"activation": "silu", "bias": False},
+        pool_slots=scale.slots,
+    )
+
+
+def test_decode_row_shrinks_to_the_smallest_dims(scale: strategies.Scale) -> None:
+    found = minimal(cases("gdn_decode", scale), lambda c: any(s.active for s in c.sequences))
+    smallest = scale.head_dims[0]
+    assert found == Case(
+        operator="gdn_decode",
+        sequences=(row(),),
+        dims={"H": 1, "HV": 1, "K": smallest, "V": smallest},
+        regime={"amplitude": "unit", "decay": "mixed", "keys": "random"},
+        options={"scale": None, "float32_gates": False},
+        pool_slots=scale.slots,
+    )
+
+
+def test_two_sequences_shrink_to_exactly_two(scale: strategies.Scale) -> None:
+    found = minimal(cases("conv_prefill", scale), lambda c: sum(s.length >= 2 for s in c.sequences if s.active) >= 2)
+    assert sorted(found.sequences, key=lambda s: s.slot) == [Segment(2, "fresh", 0), Segment(2, "fresh", 1)]
+    assert (found.layout, found.seed, found.choice) == (Layout(), 0, 0)
+
+
+def test_inactive_row_beside_a_live_one(scale: strategies.Scale) -> None:
+    found = minimal(cases("conv_update", scale), lambda c: len({s.active for s in c.sequences}) == 2)
+    assert sorted(s.kind for s in found.sequences) == ["inactive", "resumed"]
+    assert found.pad_slot == -1
+
+
+@pytest.mark.parametrize("ratio", [2, 3, 4])
+def test_one_odd_dimension_leaves_the_others_small(scale: strategies.Scale, ratio: int) -> None:
+    found = minimal(cases("gdn_decode", scale), lambda c: c.dims["HV"] // c.dims["H"] == ratio)
+    smallest = scale.head_dims[0]
+    assert dict(found.dims) == {"H": 1, "HV": ratio, "K": smallest, "V": smallest}
+    assert len(found.sequences) == 1
+
+
+def test_a_strided_layout_shrinks_to_one_cause(scale: strategies.Scale) -> None:
+    found = minimal(cases("conv_update", scale), lambda c: c.layout.slot_pad > 0)
+    assert found.layout == Layout(slot_pad=1)
+
+
+@pytest.mark.parametrize("bound", [4, 7, 17, 40, 65])
+def test_a_length_shrinks_to_its_bound(scale: strategies.Scale, bound: int) -> None:
+    found = minimal(cases("conv_prefill", scale), lambda c: max(c.lengths) >= bound)
+    assert found.lengths == [bound]
+
+
+def test_a_crowd_shrinks_to_a_list() -> None:
+    found = minimal(cases("conv_prefill", strategies.GPU), lambda c: len(c.sequences) >= 4 and c.tokens >= 5)
+    assert len(found.sequences) == 4
+    assert found.tokens == 5
+
+
+def test_chunks_shrink_to_the_boundary() -> None:
+    found = minimal(cases("chunk_metadata", strategies.CPU), lambda c: count_extra_chunks(c.lengths, c.dims["C"]) >= 1)
+    assert (found.lengths, dict(found.dims)) == ([1, 1], {"C": 8})
+
+
+def test_a_step_shrinks_to_one_row() -> None:
+    found = minimal(cases("step_metadata", strategies.CPU), lambda c: any(s.num_contexts for s in c.steps))
+    assert [len(step.seq_lens) for step in found.steps] == [1]
+    assert (found.steps[0].state_slots, found.steps[0].num_cached_tokens) == ((0,), (0,))
+
+
+# -- not blind --------------------------------------------------------------------------------------------------------
+
+Predicate = Callable[[Case], bool]
+
+
+def _width(offset: int) -> Predicate:
+    return lambda c: any(s.length == c.dims["W"] + offset for s in c.sequences if s.active)
+
+
+PREFILL: dict[str, Predicate] = {
+    "empty sequence first": lambda c: len(c.lengths) > 2 and c.lengths[0] == 0 < sum(c.lengths[1:]),
+    "empty sequence in the middle": lambda c: 0 in c.lengths[1:-1] and c.lengths[0] > 0 and c.lengths[-1] > 0,
+    "empty sequence last": lambda c: len(c.lengths) > 2 and c.lengths[-1] == 0 < sum(c.lengths),
+    "nothing but empty sequences": lambda c: len(c.lengths) >= 2 and c.tokens == 0,
+    "empty and resumed": lambda c: any(s.length == 0 and s.kind == "resumed" for s in c.sequences),
+    "empty and fresh": lambda c: any(s.length == 0 and s.kind == "fresh" for s in c.sequences),
+    "W - 1 tokens": _width(-1),
+    "W tokens": _width(0),
+    "W + 1 tokens": _width(1),
+    "fewer tokens than history, resumed": lambda c: any(
+        0 < s.length < c.dims["W"] - 1 and s.kind == "resumed" for s in c.sequences
+    ),
+    "all three kinds at once": lambda c: {s.kind for s in c.sequences} == {"fresh", "resumed", "inactive"},
+    "every width": lambda c: c.dims["W"] == 3,
+    "no activation, with bias": lambda c: c.options == {"activation": None, "bias": True},
+    "channels beyond a block": lambda c: c.dims["D"] > 128,
+}
+EVERY: dict[str, Predicate] = {
+    "slots out of order": lambda c: (lambda s: len(s) > 2 and s != sorted(s))([g.slot for g in c.sequences if g.active]),
+    "inactive row with slot -2^31": lambda c: c.pad_slot == -(2**31) and any(not s.active for s in c.sequences),
+    "all rows inactive": lambda c: not any(s.active for s in c.sequences),
+    "padded slots": lambda c: c.layout.slot_pad > 0,
+    "strided slot vector": lambda c: c.layout.strided_indices and len(c.sequences) > 1,
+    "padded token rows": lambda c: c.layout.row_pad > 0,
+    "shifted base": lambda c: c.layout.base_offset > 0,
+    "int64 indices": lambda c: c.layout.wide_indices,
+    "large amplitude": lambda c: c.regime["amplitude"] == "large",
+    "tiny amplitude": lambda c: c.regime["amplitude"] == "tiny",
+    "a high slot": lambda c: any(s.slot == c.pool_slots - 1 for s in c.sequences),
+}
+DECODE: dict[str, Predicate] = {
+    "K > V": lambda c: c.dims["K"] > c.dims["V"],
+    "K < V": lambda c: c.dims["K"] < c.dims["V"],
+    "K no power of two": lambda c: c.dims["K"] & (c.dims["K"] - 1) != 0,
+    **{f"HV / H = {r}": (lambda r: lambda c: c.dims["HV"] == r * c.dims["H"])(r) for r in (1, 2, 3, 4)},
+    "several key heads with several value heads each": lambda c: c.dims["H"] > 1 and c.dims["HV"] > c.dims["H"],
+    "fused": lambda c: c.layout.fused,
+    "padded heads": lambda c: c.layout.head_pad > 0,
+    "bfloat16 state": lambda c: c.state_dtype == "bfloat16",
+    "a scale": lambda c: c.options["scale"] is not None,
+    **{f"decay {d}": (lambda d: lambda c: c.regime["decay"] == d)(d) for d in ("none", "slow", "published", "underflow")},
+    **{f"keys {k}": (lambda k: lambda c: c.regime["keys"] == k)(k) for k in ("correlated", "orthogonal", "zero")},
+}
+CHUNKS: dict[str, Predicate] = {
+    "hints": lambda c: c.options["hints"],
+    "no hints": lambda c: not c.options["hints"],
+    "more than 256 logical chunks": lambda c: -(-c.tokens // c.dims["C"]) + count_extra_chunks(c.lengths, c.dims["C"]) > 256,
+    "three sequences in one chunk": lambda c: any(
+        sum(s <= 0 < e for s, e in _relative(c, n)) >= 3 for n in range(-(-c.tokens // c.dims["C"]))
+    ),
+    "a boundary on a chunk": lambda c: any(e % c.dims["C"] == 0 for _, e in _bounds(c.lengths)[:-1] if e > 0),
+    "empty first": lambda c: c.lengths[0] == 0 < c.tokens,
+    "empty last": lambda c: c.lengths[-1] == 0 < c.tokens,
+    "no tokens at all": lambda c: c.tokens == 0,
+    "chunk size no power of two": lambda c: c.dims["C"] & (c.dims["C"] - 1) != 0,
+    "hundreds of sequences": lambda c: len(c.lengths) > 256,
+}
+
+
+def _bounds(lengths: list[int]) -> list[tuple[int, int]]:
+    ends, total = [], 0
+    for length in lengths:
+        ends.append((total, total + length))
+        total += length
+    return ends
+
+
+def _relative(case: Case, chunk: int) -> list[tuple[int, int]]:
+    """Token ranges of non-empty sequences, as (start <= 0 < end) where the sequence meets this chunk."""
+    low, high = chunk * case.dims["C"], (chunk + 1) * case.dims["C"]
+    return [(0, 1) if s < high and e > low else (1, 1) for s, e in _bounds(case.lengths) if e > s]
+
+
+SEEN = [
+    *(("conv_prefill", what) for what in {**PREFILL, **EVERY}),
+    *(("conv_update", what) for what in EVERY),
+    *(("gdn_decode", what) for what in {**DECODE, **EVERY}),
+    *(("chunk_metadata", what) for what in CHUNKS),
+]
+
+
+@pytest.mark.parametrize(("operator", "what"), SEEN, ids=[f"{o}-{w}" for o, w in SEEN])
+def test_generator_is_not_blind(operator: str, what: str, scale: strategies.Scale) -> None:
+    """Each occurs within a few hundred draws, which is what one premerge run makes."""
+    predicate = {**EVERY, **PREFILL, **DECODE, **CHUNKS}[what]
+    assert predicate(find_any(cases(operator, scale), predicate))
+
+
+@pytest.mark.parametrize("operator", [*SEQUENCES, "chunk_metadata"])
+def test_usually_two_sequences_or_more(operator: str, scale: strategies.Scale) -> None:
+    sizes = [len(c.sequences) for c in draws(cases(operator, scale), 300)]
+    share = sum(n >= 2 for n in sizes) / len(sizes)
+    assert share > 0.5, f"only {share:.0%} of the draws have two sequences or more: {collections.Counter(sizes)}"
+
+
+@pytest.mark.parametrize("operator", SEQUENCES)
+def test_active_rows_never_share_a_slot(operator: str, scale: strategies.Scale) -> None:
+    for case in draws(cases(operator, scale), 200):
+        slots = [s.slot for s in case.sequences if s.active]
+        assert len(set(slots)) == len(slots)
+        assert all(0 <= s < case.pool_slots for s in slots)
+        assert case.tokens <= scale.max_tokens + len(case.sequences)
+
+
+def draws(strategy: Any, count: int) -> list[Any]:
+    """So many draws of a fixed seed, none of them shrunk."""
+    seen: list[Any] = []
+
+    @seed(20240229)
+    @settings(max_examples=count, deadline=None, database=None, phases=(Phase.generate,))
+    @given(st.data())
+    def collect(data: Any) -> None:
+        seen.append(data.draw(strategy))
+
+    collect()
+    return seen
