@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,40 +19,54 @@ import torch
 Call = Callable[[], object]
 
 WARMUP_REPLAYS = 3
-TARGET_SECONDS = 0.12
+TARGET_SECONDS = 0.1
+EAGER_SAMPLES = 20
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Microseconds of one call. `spread` is the distance between the quartiles of the samples."""
+    """Microseconds of one call. `spread_us` is the distance between the quartiles of the samples."""
 
     median_us: float
     spread_us: float
     samples: int
     method: str
-    """"graph", or "eager" for work that cannot be captured."""
+    """"graph"; "eager" for work that synchronizes; "host" for host time alone."""
     launches: int | None = None
+    """Kernels, copies and fills that one call puts on the device; None where the profiler cannot tell."""
 
 
 def time_calls(calls: Sequence[Call]) -> Timing:
     """Median time of one call; `calls` do the same work on different input sets and are walked in turn.
 
-    The first call of every set runs eagerly before: it compiles, and allocates what the library keeps.
+    Every call runs once eagerly before: it compiles, and allocates what its library keeps.
     """
     for call in calls:
         call()
     torch.cuda.synchronize()
     launches = count_launches(calls[0])
+    if synchronizes(calls[0]):
+        return _summary(_eager_times(calls), "eager", launches)
+    return _summary(_replay_times(capture(calls), len(calls)), "graph", launches)
+
+
+def synchronizes(call: Call) -> bool:
+    """Whether a call makes the host wait for the device, which a CUDA graph cannot hold."""
+    torch.cuda.set_sync_debug_mode("error")
     try:
-        graph = capture(calls)
-    except RuntimeError:
+        call()
+    except RuntimeError as error:
+        if "synchroniz" not in str(error):
+            raise
+        return True
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
         torch.cuda.synchronize()
-        return _eager(calls, launches)
-    return _summary(_replay_times(graph, len(calls)), "graph", launches)
+    return False
 
 
 def capture(calls: Sequence[Call]) -> torch.cuda.CUDAGraph:
-    """One graph that runs every call once. Raises RuntimeError where a call synchronizes."""
+    """One graph that runs every call once, in order."""
     graph = torch.cuda.CUDAGraph()
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -63,38 +78,49 @@ def capture(calls: Sequence[Call]) -> torch.cuda.CUDAGraph:
 
 
 def count_launches(call: Call) -> int | None:
-    """Kernels (and copies and fills) that one call puts on the device, or None where the profiler cannot tell."""
-    try:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the profiler's notices about its own cycles
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             call()
             torch.cuda.synchronize()
-    except RuntimeError:
-        return None
-    device = [event for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
-    return len(device) or None
+        on_device = [event for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    return len(on_device) or None
 
 
-def time_host(call: Call, repeats: int = 50) -> Timing:
-    """Host time of one call, device work not waited for between calls."""
-    for _ in range(5):
-        call()
-    samples = []
-    for _ in range(repeats):
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+def time_host(call: Call, samples: int = 50) -> Timing:
+    """Host time of one call. Each sample starts with an idle device and does not wait for it, unless the call does."""
+    times = []
+    for index in range(samples + 5):
+        torch.cuda.synchronize()
         start = time.perf_counter()
         call()
-        samples.append((time.perf_counter() - start) * 1e6)
-    return _summary(samples, "host", None)
+        if index >= 5:
+            times.append((time.perf_counter() - start) * 1e6)
+    torch.cuda.synchronize()
+    return _summary(times, "host", None)
 
 
 def copy_bandwidth(gib: float = 1.0) -> float:
-    """Bytes a second (read plus written) of a large device-to-device copy: the ceiling of everything else here."""
-    count = int(gib * 2**30) // 4
-    source = torch.randn(count, device="cuda")
+    """Bytes a second, read plus written, of a large device-to-device pass: the ceiling of everything else here.
+
+    An elementwise kernel, not `Tensor.copy_`: inside a graph that becomes a copy-engine node, which on an H100 reaches
+    2.4 TB/s where kernels reach 3.0.
+    """
+    source = torch.randn(int(gib * 2**30) // 4, device="cuda")
     target = torch.empty_like(source)
-    timing = time_calls([lambda: target.copy_(source)])
+    timing = time_calls([lambda: torch.mul(source, 1.5, out=target)])
     return 2 * source.nbytes / (timing.median_us * 1e-6)
+
+
+def copy_time(num_bytes: int, sets: int) -> float:
+    """Microseconds in which the same kernel moves `num_bytes` (read plus written): what a pass of this size can reach.
+
+    Short of `num_bytes` over `copy_bandwidth`, because a short kernel pays for starting and draining.
+    """
+    count = max(num_bytes // 8, 1)
+    pairs = [(torch.randn(count, device="cuda"), torch.empty(count, device="cuda")) for _ in range(sets)]
+    calls: list[Call] = [lambda source=s, target=t: torch.mul(source, 1.5, out=target) for s, t in pairs]  # type: ignore[misc]
+    return time_calls(calls).median_us
 
 
 def _replay_times(graph: torch.cuda.CUDAGraph, calls: int) -> list[float]:
@@ -115,16 +141,15 @@ def _timed(call: Call) -> float:
     return start.elapsed_time(end) * 1e3
 
 
-def _eager(calls: Sequence[Call], launches: int | None) -> Timing:
+def _eager_times(calls: Sequence[Call]) -> list[float]:
     samples = []
-    for _ in range(max(2, 20 // len(calls))):
-        for call in calls:
-            torch.cuda.synchronize()
-            start = time.perf_counter()
-            call()
-            torch.cuda.synchronize()
-            samples.append((time.perf_counter() - start) * 1e6)
-    return _summary(samples, "eager", launches)
+    for index in range(EAGER_SAMPLES):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        calls[index % len(calls)]()
+        torch.cuda.synchronize()
+        samples.append((time.perf_counter() - start) * 1e6)
+    return samples
 
 
 def _summary(samples: list[float], method: str, launches: int | None) -> Timing:

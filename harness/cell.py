@@ -12,15 +12,16 @@ import torch
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 from hypothesis.errors import FlakyFailure, Unsatisfiable
 
-from harness import inflight, operators, strategies
+from harness import inflight, operators, shrink, strategies
 from harness.case import AnyCase, Case, Layout
 from harness.context import Context, Property
 from harness.execution import DeviceLost
 from harness.failure import Failure, FailureRecord
 from harness.subjects import Capabilities, load_target
 
-#: Once a failure is found, this long is spent on making it smaller.
-SHRINK_SECONDS = 15.0
+#: Once a failure is found, this long is spent on making it smaller: first by Hypothesis, then by `harness.shrink`.
+SHRINK_SECONDS = 12.0
+POLISH_SECONDS = 8.0
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,11 @@ def claimed(case: AnyCase, capabilities: Capabilities) -> bool:
 class Cell:
     """Runs one property on one subject until it fails or its cases are used up."""
 
+    #: A caller in a hurry lowers it before `run`.
+    shrink_seconds = SHRINK_SECONDS
+    #: When the first case failed, by `time.perf_counter`; infinite until then.
+    first_failure_at = float("inf")
+
     def __init__(self, spec: CellSpec, prop: Property) -> None:
         self.spec = spec
         self.property = prop
@@ -141,7 +147,8 @@ class Cell:
             if self._first_failure is None:
                 self._first_failure = (case, failure)
                 self._cases_to_failure = self.context.cases + 1
-                self._deadline = time.monotonic() + SHRINK_SECONDS
+                self._deadline = time.monotonic() + self.shrink_seconds
+                self.first_failure_at = time.perf_counter()
             failure.case = case  # type: ignore[attr-defined]
             raise
         finally:
@@ -169,8 +176,21 @@ class Cell:
         )
         if failure:
             case, error, note = failure
+            if not note:
+                case, error = shrink.polish(case, error, self._failure_of, POLISH_SECONDS)
+            result.seconds = time.perf_counter() - start
             result.failure = self.record(case, error, note, result.seconds)
         return result
+
+    def _failure_of(self, case: AnyCase) -> Failure | None:
+        self._deadline = float("inf")
+        try:
+            self.judge(case)
+        except Failure as failure:
+            return failure
+        except (ValueError, IndexError, ZeroDivisionError):
+            return None  # a smaller case that cannot be built is no case
+        return None
 
     def _search(self) -> tuple[AnyCase, Failure, str] | None:
         @seed(self.spec.seed)

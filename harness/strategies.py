@@ -62,10 +62,19 @@ GPU = Scale(
 
 def lengths(scale: Scale, boundaries: Sequence[int] | None = None) -> SearchStrategy[int]:
     """Tokens of one sequence: the corner cases 0-3, around boundaries, and anything up to the limit."""
-    edges = sorted({b + d for b in boundaries or scale.boundaries for d in (-2, -1, 0, 1, 2)})
-    edges = [e for e in edges if 0 <= e <= scale.max_tokens]
-    small = st.integers(0, 3)
-    return st.one_of(small, small, st.sampled_from(edges), st.integers(0, 24), st.integers(0, scale.max_tokens))
+    return near(boundaries or scale.boundaries, scale.max_tokens)
+
+
+def near(boundaries: Sequence[int], limit: int) -> SearchStrategy[int]:
+    """Numbers up to ``limit``: two in five are 0-3, one in five small, one within 2 of a boundary, one anything.
+
+    Every branch is a range of plain integers, the widest first: whichever branch found a fault, shrinking can move the number
+    to the first one as it is and lower it from there.
+    """
+    edges = [st.integers(max(0, b - 2), min(limit, b + 2)) for b in boundaries if b - 2 <= limit]
+    count = len(edges)
+    anything, small, tiny = st.integers(0, limit), st.integers(0, min(24, limit)), st.integers(0, min(3, limit))
+    return st.one_of(*[anything] * count, *[tiny] * (2 * count), *edges, *[small] * count)
 
 
 def segments(
@@ -74,15 +83,17 @@ def segments(
     length: SearchStrategy[int],
     kinds: Sequence[Kind] = ("fresh", "resumed", "inactive"),
     max_tokens: int | None = None,
+    empties: bool = False,
 ) -> SearchStrategy[tuple[Segment, ...]]:
     """A packed batch: sequences of these lengths in distinct slots, two or more as a rule.
 
     When the drawn lengths exceed the token limit the later ones are cut to single tokens, which keeps the list's
-    structure (and so its shrinking) instead of rejecting the draw.
+    structure (and so its shrinking) instead of rejecting the draw. ``empties``: now and then no sequence has a token.
     """
     limit = max_tokens or scale.max_tokens
     weighted = [*kinds, *(k for k in kinds if k != "inactive")]
-    one = st.tuples(length, st.sampled_from(weighted), st.integers(0, scale.slots - 1))
+    kind, slot = st.sampled_from(weighted), st.integers(0, scale.slots - 1)
+    one = st.tuples(length, kind, slot)
 
     def fit(drawn: list[tuple[int, Kind, int]]) -> tuple[Segment, ...]:
         total, out = 0, []
@@ -93,14 +104,17 @@ def segments(
         return tuple(out)
 
     few = st.lists(one, min_size=1, max_size=min(5, scale.max_sequences), unique_by=lambda s: s[2])
+    # Length by length, a batch without any token would be drawn once in hundreds.
+    empty = st.lists(st.tuples(st.just(0), kind, slot), min_size=1, max_size=4, unique_by=lambda s: s[2])
+    rare = [empty] if empties else []
     if scale.max_sequences <= 5:
-        return few.map(fit)
+        return st.one_of(*[few] * 15, *rare).map(fit)
     many = st.lists(one, min_size=6, max_size=40, unique_by=lambda s: s[2])
     # Hundreds of sequences drawn element by element are slow to draw; they follow from a size and a seed. They come on top of a
     # drawn list: alone they would be fewer choices than a list of one, and everything would shrink towards a crowd.
     extra = st.none() | st.tuples(st.integers(41, scale.max_sequences - 5), SEEDS)
     crowded = st.builds(_crowd, few, extra, st.just(tuple(kinds)), st.just(scale.slots))
-    return st.one_of(few, crowded, many).map(fit)
+    return st.one_of(*[few, crowded, many] * 5, *rare).map(fit)
 
 
 def _crowd(

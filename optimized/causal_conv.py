@@ -6,17 +6,18 @@ content when the sequence resumes, zeros when it is fresh), with z = concat(p, x
     y_t       = act(bias_c + sum_j w[c, j] * z_{t + j})      act = identity, or silu(u) = u / (1 + exp(-u))
     new state = last W - 1 entries of z                      (a copy, never arithmetic)
 
-Both operators share one helper for the sum (`_convolve`), so that a token's bits depend on nothing but its own W inputs:
+Both operators share one helper for the sum (`_convolve`), so that a token's bits depend on its own W inputs alone:
 packing, splitting, permuting and token-by-token decode all give the same bits.
 
 Work is cut so that the grid follows from T and N alone, without asking the device for lengths. Sequence n owns the
 block ids [cu[n] // BLOCK_T + n, cu[n + 1] // BLOCK_T + n + 1), which is always enough for ceil(L / BLOCK_T) blocks and
-is sorted in n: a program finds its sequence by searching cu_seqlens, and leaves early when its id is a spare one. Tokens
-behind cu_seqlens[-1] form sequence number N, which is inactive: its output rows are zero.
+is sorted in n: a program finds its sequence by searching cu_seqlens, and leaves early when its id is a spare one.
+Tokens behind cu_seqlens[-1] form sequence number N, which is inactive: its output rows are zero.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -38,8 +39,8 @@ class Tile(NamedTuple):
     """Sequences compared in one round of the search for a program's sequence."""
 
 
-# One entry a device; any entry gives the same bits. Measured on an H100 (D = 8192, bf16), where one walk of 16 tokens by
-# 512 channels was the best or within noise of the best from 1 x 512 tokens to 256 short sequences. A row is a walk: the
+# One entry a device; any entry gives the same bits. Measured on an H100 (D = 8192, bf16), where one walk of 16 tokens
+# by 512 channels was the best or within noise of the best from 1 x 512 tokens to 256 short sequences. A row is a walk: the
 # window of the last W - 1 tokens stays in registers, and x is read about once. What limits such a walk is latency, so
 # programs per multiprocessor count: with 64 registers a thread instead of the 80 the compiler would take (none spilled)
 # 8192 tokens take 100 us instead of 116. Searching 32-fold keeps the reduction inside a warp.
@@ -56,8 +57,8 @@ def _silu(u, PTX: tl.constexpr):
     """u * sigmoid(u) in float32.
 
     On NVIDIA the two special functions are named directly: Triton's exp and division wrap them in range checks for
-    subnormal results, which cost as much as the whole convolution and change nothing here (a sigmoid below 2^-126 becomes
-    zero either way).
+    subnormal results, which cost more than the convolution and change nothing here (a sigmoid below 2^-126 becomes zero
+    either way).
     """
     if PTX:
         e = tl.inline_asm_elementwise(
@@ -212,8 +213,8 @@ def _prefill_kernel(
         return
     out = y + row[:, None].to(tl.int64) * D + c[None, :]
 
-    # The window: the W - 1 tokens before each row's first one. Only row 0 of block 0 reaches behind the sequence's start.
-    # Nothing up to here has used the slot, so these loads do not wait for it.
+    # The window: the W - 1 tokens before each row's first one. Only row 0 of block 0 reaches behind the sequence's
+    # start. Nothing up to here has used the slot, so these loads do not wait for it.
     source = x + row[:, None].to(tl.int64) * stride_xt + c[None, :] * stride_xd
     live = inside[None, :] & (row < end)[:, None]
     z1 = tl.load(source - stride_xt, mask=live & (row - 1 >= start)[:, None], other=0.0).to(tl.float32)
@@ -228,7 +229,7 @@ def _prefill_kernel(
 
     if active == 0:
         zero = tl.zeros((ROWS, BLOCK_D), y.dtype.element_ty)
-        for step in range(0, steps):
+        for step in range(steps):
             tl.store(out, zero, mask=(row + step < end)[:, None] & inside[None, :])
             out += D
         return
@@ -491,9 +492,7 @@ def conv_update(
     dims: dict[str, int] = {}
     checks.check_tensor("x", x, shape=("B", "D"), dtypes=_ACTIVATION_DTYPES, dims=dims)
     _check_layer(x, weight, bias, conv_state, activation, dims)
-    checks.check_tensor(
-        "state_indices", state_indices, shape=("B",), dtypes=_INDEX_DTYPES, device=x.device, dims=dims
-    )
+    checks.check_tensor("state_indices", state_indices, shape=("B",), dtypes=_INDEX_DTYPES, device=x.device, dims=dims)
     checks.check_slots(state_indices, conv_state.shape[0])
 
     rows, channels = x.shape
@@ -577,6 +576,6 @@ def _check_values(
     starts = cu_seqlens.tolist()
     if starts[-1] > tokens:
         raise checks.fail("cu_seqlens", f"last value {starts[-1]}", f"at most {tokens} tokens", "pass all tokens in x")
-    longest = max((end - start for start, end in zip(starts, starts[1:], strict=False)), default=0)
+    longest = max((end - start for start, end in pairwise(starts)), default=0)
     if max_seqlen is not None and max_seqlen < longest:
         raise checks.fail("max_seqlen", max_seqlen, f"at least {longest}", "pass the longest length, or None")

@@ -30,8 +30,8 @@ class Tile(NamedTuple):
     num_warps: int
 
 
-# Measured on an H100 for K = V = 128: one entry a state element size, the best or within noise of the best from one row to
-# 256. That no entry depends on the batch size has a second use: it decides how the sums over K are laid out, so a row's
+# Measured on an H100 for K = V = 128: one entry a state element size, the best or within noise of the best from one row
+# to 256. That no entry depends on the batch size has a second use: it decides how the sums over K are laid out, so a row's
 # bits do not depend on how many other rows it comes with. An entry is (elements of state, warps).
 _GPU_TILES = {4: (2048, 4), 2: (2048, 1)}
 
@@ -257,7 +257,9 @@ def _check(
     checks.check_tensor("state", state, shape=("slots", "HV", "V", "K"), dtypes=_FLOATS, **same)
     checks.check_tensor("state_indices", state_indices, shape=("B",), dtypes=(torch.int32, torch.int64), **same)
     if dims["H"] == 0 or dims["HV"] % dims["H"] != 0:
-        raise checks.fail("v", f"{dims['HV']} value heads", f"a multiple of {dims['H']} heads", "repeat no heads in q, k")
+        raise checks.fail(
+            "v", f"{dims['HV']} value heads", f"a multiple of {dims['H']} heads", "pass HV a multiple of H"
+        )
     for name, argument, dim in (("K", "q", dims["K"]), ("V", "v", dims["V"])):
         if not 1 <= dim <= _LARGEST_HEAD_DIM:
             advice = "this kernel keeps a head's keys whole"

@@ -19,6 +19,7 @@ from harness.operators.base import Operator, plural
 from harness.strategies import Scale
 from references.chunk_metadata import chunk_metadata, count_extra_chunks
 
+BOUNDARIES = (4, 8, 16, 64, 128, 256, 512)
 CHUNK_SIZES = st.sampled_from([8, 4, 64, 1, 2, 3, 16, 128, 256, 100])
 
 
@@ -29,11 +30,13 @@ class ChunkMetadata(Operator):
     case_type = Case
 
     def cases(self, scale: Scale, dtype: str) -> SearchStrategy[Case]:
-        few = st.lists(_lengths(), min_size=1, max_size=8)
-        many = st.builds(_crowd, st.integers(9, 400), st.integers(1, 40), strategies.SEEDS)
+        few = st.lists(strategies.near(BOUNDARIES, 700), min_size=1, max_size=8)
+        # On top of a drawn list, since alone it would be fewer choices, and everything would shrink towards a crowd.
+        crowd = st.tuples(st.integers(1, 400), st.integers(1, 40), strategies.SEEDS)
+        many = st.builds(_crowd, few, st.none() | crowd)
         return st.builds(
             self._case,
-            st.one_of(few, few, few, many),
+            st.one_of(few, few, many),
             CHUNK_SIZES,
             st.booleans(),
             st.booleans(),
@@ -121,12 +124,10 @@ def require_same_integers(name: str, got: Tensor, expected: Tensor, why: str) ->
     fail("wrong metadata", f"{message}; {why}", rows, mark=name)
 
 
-def _lengths() -> SearchStrategy[int]:
-    edges = sorted({max(0, c + d) for c in (4, 8, 16, 64, 128, 256, 512) for d in (-1, 0, 1)})
-    return st.one_of(st.integers(0, 3), st.sampled_from(edges), st.integers(0, 40), st.integers(0, 700))
-
-
-def _crowd(size: int, longest: int, seed: int) -> list[int]:
-    """Hundreds of short sequences, empties among them: many in one physical chunk, and more than 256 logical chunks."""
+def _crowd(lengths: list[int], extra: tuple[int, int, int] | None) -> list[int]:
+    """Hundreds of short sequences more, empties among them: many in one physical chunk, and more than 256 logical chunks."""
+    if extra is None:
+        return lengths
+    size, longest, seed = extra
     rng = random.Random(seed)
-    return [rng.randint(0, longest) for _ in range(size)]
+    return [*lengths, *(rng.randint(0, longest) for _ in range(size))]

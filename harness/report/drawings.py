@@ -8,6 +8,7 @@ import re
 import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import matplotlib as mpl
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -21,11 +22,13 @@ SERIES = ("#050505", "#060606", "#070707", "#080808")
 _NAMES = ("ink", "muted", "grid", "warn", "series-1", "series-2", "series-3", "series-4")
 _VARIABLES = {color: f"var(--{name})" for color, name in zip((INK, MUTED, GRID, WARN, *SERIES), _NAMES, strict=True)}
 
+Align = Literal["left", "center", "right"]
+
 #: Units of the drawing are points of 1/72 inch; the page shows them at about one to one.
 DPI = 72
 ROW = 17.0
-#: Categories beyond this many are summed into one bar.
-MOST_BARS = 12
+#: Of more categories than this, the rarest are summed into one bar.
+MOST_BARS = 24
 #: With more distinct numbers than this, an axis is drawn as a histogram; lengths soon are, for their holes matter.
 MOST_NUMBERS = 10
 MOST_LENGTHS = 3
@@ -49,18 +52,20 @@ class Canvas:
         if width > 0 and height > 0:
             self.axes.bar(x, height, width, y, align="edge", color=color, linewidth=0, clip_on=False)
 
-    def line(self, x0: float, y0: float, x1: float, y1: float, color: str = GRID, width: float = 1, dash: bool = False) -> None:
-        style = (0, (3, 3)) if dash else "solid"
-        self.axes.plot([x0, x1], [y0, y1], color=color, linewidth=width, linestyle=style, clip_on=False)
+    def line(self, start: tuple[float, float], end: tuple[float, float], *, limit: bool = False) -> None:
+        """A grid line, behind the bars; or a limit, dashed, across them."""
+        look: dict[str, Any] = {"color": GRID, "linewidth": 0.8, "zorder": 0}
+        if limit:
+            look = {"color": WARN, "linewidth": 1.2, "zorder": 3, "linestyle": (0, (3, 3))}
+        self.axes.plot([start[0], end[0]], [start[1], end[1]], clip_on=False, **look)
 
-    def word(self, x: float, y: float, text: str, *, size: float = 10, color: str = INK, align: str = "left") -> None:
-        options = {"fontsize": size, "color": color, "ha": align, "va": "center_baseline"}
-        self.axes.text(x, y, text, parse_math=False, **options)
+    def word(self, x: float, y: float, text: str, *, size: float = 10, color: str = INK, align: Align = "left") -> None:
+        self.axes.text(x, y, text, parse_math=False, fontsize=size, color=color, ha=align, va="center_baseline")
 
     def svg(self, label: str) -> str:
         """The drawing as an ``<svg>`` element; ``label`` is what a screen reader says."""
         stream = io.StringIO()
-        options = {"svg.fonttype": "none", "svg.hashsalt": "sluicegate", "font.family": ["DejaVu Sans"]}
+        options: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "sluicegate", "font.family": ["DejaVu Sans"]}
         with mpl.rc_context(options), warnings.catch_warnings():
             # The text is drawn by the reader's fonts: a glyph that ours lacks is no concern.
             warnings.filterwarnings("ignore", message="Glyph .* missing from")
@@ -84,7 +89,8 @@ def _keep(source: ET.Element, target: ET.Element) -> None:
         if tag in {"g", "a"}:
             _keep(child, target)
         elif tag in {"path", "text"}:
-            element = ET.SubElement(target, tag, {name: _attribute(name, child.attrib[name]) for name in _wanted(tag, child)})
+            kept = {name: _attribute(name, child.attrib[name]) for name in _wanted(tag, child)}
+            element = ET.SubElement(target, tag, kept)
             element.text = child.text
 
 
@@ -92,10 +98,13 @@ def _wanted(tag: str, element: ET.Element) -> list[str]:
     return [name for name in (("d", "style") if tag == "path" else ("x", "y", "style")) if name in element.attrib]
 
 
+_THE_PAGES_OWN = ("font-family", "stroke-linecap", "stroke-linejoin")
+
+
 def _attribute(name: str, value: str) -> str:
     if name == "style":
         kept = [part.strip() for part in value.split(";")]
-        kept = [part for part in kept if part and not part.startswith(("font-family", "stroke-linecap", "stroke-linejoin"))]
+        kept = [part for part in kept if part and not part.startswith(_THE_PAGES_OWN)]
         # One shorthand in some versions of matplotlib, its parts in others; the page sets the family.
         kept = [re.sub(r"^font: (?:\S+ )*?([\d.]+px).*$", r"font-size: \1", part) for part in kept]
         value = "; ".join(kept)
@@ -109,7 +118,7 @@ def _short(match: re.Match[str]) -> str:
     return f"{float(match[0]):.1f}".removesuffix(".0")
 
 
-# -- coverage -----------------------------------------------------------------------------------------------------------
+# -- coverage ---------------------------------------------------------------------------------------------------------
 
 
 def is_histogram(axis: str, counts: Mapping[str, int]) -> bool:
@@ -149,13 +158,15 @@ def histogram(axis: str, counts: Mapping[int, int], width: float = 300, height: 
         if total:
             tall = max(tall, 1.5)
         canvas.bar(i * step + 1, base - tall, step - 2, tall)
-        canvas.word((i + 0.5) * step, base - tall - 6, compact(total), size=size, color=MUTED if total else WARN, align="center")
+        middle, color = (i + 0.5) * step, MUTED if total else WARN
+        canvas.word(middle, base - tall - 6, compact(total), size=size, color=color, align="center")
         name = compact(high) if high >= 1000 else str(high)
         # Where the bins are narrow, every other name is left out, but never the last.
         if step >= 27 or low == high or (len(edges) - 1 - i) % 2 == 0:
-            canvas.word((i + 0.5) * step, base + 10, f"≤{name}" if low < high else name, size=size, align="center")
-    canvas.line(0, base, width, base)
-    said = ", ".join(f"{low}" + (f" to {high}" if low < high else "") + f": {t}" for (low, high), t in zip(edges, totals, strict=True))
+            canvas.word(middle, base + 10, f"≤{name}" if low < high else name, size=size, align="center")
+    canvas.line((0, base), (width, base))
+    names = [f"{low} to {high}" if low < high else f"{low}" for low, high in edges]
+    said = ", ".join(f"{name}: {total}" for name, total in zip(names, totals, strict=True))
     return canvas.svg(f"{axis}, how often each was tried. {said}")
 
 
@@ -163,9 +174,8 @@ def bars(axis: str, counts: Mapping[str, int], width: float = 300) -> str:
     """One horizontal bar a value, in the order given."""
     shown = dict(counts)
     if len(shown) > MOST_BARS:
-        names = list(shown)
-        rest = names[MOST_BARS - 1 :]
-        shown = {name: shown[name] for name in names[: MOST_BARS - 1]}
+        rest = sorted(shown, key=lambda name: -shown[name])[MOST_BARS - 1 :]
+        shown = {name: count for name, count in shown.items() if name not in rest}
         shown[f"{len(rest)} more"] = sum(counts[name] for name in rest)
     left, right = _label_width(shown), 34.0
     canvas = Canvas(width, ROW * len(shown))
@@ -176,7 +186,8 @@ def bars(axis: str, counts: Mapping[str, int], width: float = 300) -> str:
         long = max((width - left - right) * count / peak, 1.5 if count else 0)
         canvas.bar(left, y + 3, long, ROW - 6)
         canvas.word(left + long + 4, y + ROW / 2, compact(count), size=9, color=MUTED if count else WARN)
-    return canvas.svg(f"{axis}, how often each was tried. " + ", ".join(f"{name}: {count}" for name, count in counts.items()))
+    said = ", ".join(f"{name}: {count}" for name, count in counts.items())
+    return canvas.svg(f"{axis}, how often each was tried. {said}")
 
 
 def _label_width(names: Sequence[str] | Mapping[str, object]) -> float:
@@ -187,25 +198,25 @@ def _shortened(name: str, limit: int = 28) -> str:
     return name if len(name) <= limit else name[: limit - 1] + "…"
 
 
-# -- budget and time ----------------------------------------------------------------------------------------------------
+# -- budget and time --------------------------------------------------------------------------------------------------
 
 
 def budget(operator: str, shares: Mapping[str, Mapping[str, float]], dtypes: Sequence[str], width: float = 460) -> str:
     """The largest share of the allowed error that a row used: ``shares[property][dtype]``, against the line at 1."""
     left, thick, gap = _label_width(shares), 6.0, 8.0
-    heights = [gap + thick * max(1, len(of)) for of in shares.values()]
+    heights = [max(ROW, gap + thick * len(of)) for of in shares.values()]
     canvas = Canvas(width, sum(heights) + 20)
     end = 1.25
     scale = (width - left - 30) / end
     for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
-        full = tick == 1.0
-        canvas.line(left + tick * scale, 0, left + tick * scale, sum(heights), WARN if full else GRID, 1.2 if full else 0.8, full)
-        canvas.word(left + tick * scale, sum(heights) + 10, f"{tick:g}", size=9, color=MUTED, align="center")
+        x = left + tick * scale
+        canvas.line((x, 0), (x, sum(heights)), limit=tick == 1.0)
+        canvas.word(x, sum(heights) + 10, f"{tick:g}", size=9, color=MUTED, align="center")
     y = 0.0
     for (name, of), height in zip(shares.items(), heights, strict=True):
         canvas.word(left - 6, y + height / 2, _shortened(name), align="right")
         for i, (dtype, share) in enumerate(of.items()):
-            top = y + gap / 2 + thick * i
+            top = y + (height - thick * len(of)) / 2 + thick * i
             long = scale * min(end, share if math.isfinite(share) else end)
             canvas.bar(left, top + 0.5, max(long, 1), thick - 1, SERIES[dtypes.index(dtype) % len(SERIES)])
         worst = max(of.values(), key=lambda s: s if math.isfinite(s) else math.inf)
@@ -226,5 +237,7 @@ def seconds(times: Mapping[str, tuple[float, float]], width: float = 460) -> str
         canvas.word(left - 6, y + ROW / 2, _shortened(name), align="right")
         canvas.bar(left, y + 3, max(total * scale, 1), ROW - 6, SERIES[3])
         canvas.bar(left, y + 3, judged * scale, ROW - 6, SERIES[0])
-        canvas.word(left + max(total * scale, 1) + 4, y + ROW / 2, f"{total:.1f} s" if total >= 0.05 else "<0.1 s", size=9, color=MUTED)
-    return canvas.svg("Seconds by property. " + ", ".join(f"{name}: {total:.2f} s" for name, (_, total) in times.items()))
+        written = f"{total:.1f} s" if total >= 0.05 else "<0.1 s"
+        canvas.word(left + max(total * scale, 1) + 4, y + ROW / 2, written, size=9, color=MUTED)
+    said = ", ".join(f"{name}: {total:.2f} s" for name, (_, total) in times.items())
+    return canvas.svg(f"Seconds by property. {said}")

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from harness.report import drawings
 from harness.report.rows import compare
-from harness.report.text import cell_key, cleaned, duration, plural, verdict
+from harness.report.text import CellKey, cell_key, cleaned, duration, plural, verdict
 
 #: More than these many properties are not drawn in the drawing of times; the smallest are summed.
 MOST_TIMES = 24
@@ -27,7 +27,7 @@ MARKS = {
     "unexpected_pass": ("u", "passed unexpectedly"),
 }
 _DTYPES = ("float32", "float16", "bfloat16")
-_AXES = ("dtype", "length", "sequences")
+_AXES = ("length", "sequences", "dtype")
 
 
 def write_html(report: dict[str, Any], path: Path | str) -> None:
@@ -89,7 +89,7 @@ def _failure(failure: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-# -- the matrix ---------------------------------------------------------------------------------------------------------
+# -- the matrix -------------------------------------------------------------------------------------------------------
 
 
 def _status(cell: dict[str, Any]) -> str:
@@ -110,7 +110,7 @@ def _matrices(report: dict[str, Any]) -> list[dict[str, Any]]:
     return [_matrix(name, cells, ids) for name, cells in operators.items()]
 
 
-def _matrix(operator: str, cells: list[dict[str, Any]], ids: dict[tuple[str, ...], str]) -> dict[str, Any]:
+def _matrix(operator: str, cells: list[dict[str, Any]], ids: dict[CellKey, str]) -> dict[str, Any]:
     several = len({cell["device"] for cell in cells}) > 1
     columns: dict[tuple[str, str], list[str]] = defaultdict(list)
     properties: dict[str, str] = {}
@@ -150,7 +150,7 @@ def _dtype_order(dtype: str) -> tuple[int, str]:
     return (_DTYPES.index(dtype) if dtype in _DTYPES else len(_DTYPES)), dtype
 
 
-# -- drawings -----------------------------------------------------------------------------------------------------------
+# -- drawings ---------------------------------------------------------------------------------------------------------
 
 
 def _coverage(axes: dict[str, dict[str, int]]) -> list[dict[str, Any]]:
@@ -163,7 +163,8 @@ def _coverage(axes: dict[str, dict[str, int]]) -> list[dict[str, Any]]:
         wide = drawings.is_histogram(axis, counts)
         note = f"{min(numbers)} to {max(numbers):,}" if wide else plural(len(counts), "value")
         svg = Markup(drawings.coverage(axis, counts))
-        out.append({"axis": axis, "note": note, "tried": sum(counts.values()), "svg": svg, "wide": wide, "bars": len(counts)})
+        tried = sum(counts.values())
+        out.append({"axis": axis, "note": note, "tried": tried, "svg": svg, "wide": wide, "bars": len(counts)})
     return sorted(out, key=lambda d: (not d["wide"], _AXES.index(d["axis"]) if d["axis"] in _AXES else 9, -d["bars"]))
 
 
@@ -181,8 +182,8 @@ def _budgets(cells: list[dict[str, Any]]) -> list[tuple[str, Markup]]:
     operators: dict[str, dict[str, dict[str, float]]] = {}
     for cell in sorted(cells, key=lambda c: _dtype_order(c["dtype"])):
         if _share(cell) > 0:
-            shares = operators.setdefault(cell["operator"], {}).setdefault(cell["property"], {})
-            shares[cell["dtype"]] = max(_share(cell), shares.get(cell["dtype"], 0.0))
+            of = operators.setdefault(cell["operator"], {}).setdefault(cell["property"], {})
+            of[cell["dtype"]] = max(_share(cell), of.get(cell["dtype"], 0.0))
     out = []
     for operator, shares in sorted(operators.items()):
         ordered = dict(sorted(shares.items(), key=lambda item: -max(item[1].values())))

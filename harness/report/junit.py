@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from harness.report.rows import compare
-from harness.report.text import cell_key, cleaned
+from harness.report.text import CellKey, cell_key, cleaned
 
 #: The suite of errors that belong to no cell.
 HARNESS = "harness"
 
 
 def write_junit(report: dict[str, Any], path: Path | str) -> None:
-    """Write ``report`` to ``path``. A required cell that did not run is an ``error``, so that CI turns red for it too."""
+    """Write ``report`` to ``path``. A required cell that did not run is an ``error``: CI turns red for it too."""
     report = cleaned(report)
-    failures: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
+    failures: dict[CellKey, list[dict[str, Any]]] = defaultdict(list)
     for failure in report["failures"]:
         failures[cell_key(failure)].append(failure)
     cells: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -39,7 +39,7 @@ def write_junit(report: dict[str, Any], path: Path | str) -> None:
         suite = _suite(root, operator, report)
         case = ET.SubElement(suite, "testcase", classname=f"{operator}.{subject}", name=f"{prop}[{dtype}]", time="0")
         for failure in orphans:
-            _verdict(case, "failure", f"{failure['symptom']}: {failure['message']}", describe(failure), failure["symptom"])
+            _failed(case, failure)
     for suite in root:
         _count(suite)
     _total(root, report)
@@ -96,10 +96,14 @@ def _case(suite: ET.Element, cell: dict[str, Any], failures: list[dict[str, Any]
             _verdict(case, "failure", text, reason or text, "unexpected pass")
         case _ if failures:
             for failure in failures:
-                message = f"{failure['symptom']}: {failure['message']}"
-                _verdict(case, "failure", message, describe(failure), failure["symptom"])
+                _failed(case, failure)
         case status:
             _verdict(case, "failure", reason or status, reason, status)
+
+
+def _failed(case: ET.Element, failure: dict[str, Any]) -> None:
+    message = f"{failure['symptom']}: {failure['message']}"
+    _verdict(case, "failure", message, describe(failure), failure["symptom"])
 
 
 def _verdict(case: ET.Element, kind: str, message: str, body: str, what: str = "") -> None:

@@ -68,11 +68,11 @@ def _error(expected: Number | None, got: Number | None) -> float:
 
 
 def _integral(value: Number | None) -> bool:
-    return value is None or (float(value).is_integer() and abs(float(value)) < 2**53 and not _negative_zero(float(value)))
-
-
-def _negative_zero(value: float) -> bool:
-    return value == 0 and math.copysign(1, value) < 0
+    if value is None:
+        return True
+    number = float(value)
+    negative_zero = number == 0 and math.copysign(1, number) < 0
+    return number.is_integer() and abs(number) < 2**53 and not negative_zero
 
 
 def _written(expected: Number | None, got: Number | None, integral: bool) -> tuple[str, str]:

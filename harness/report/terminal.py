@@ -173,8 +173,8 @@ def _not_run(report: dict[str, Any]) -> Iterable[RenderableType]:
     # Required ones first: they fail the run.
     for (optional, reason), count in sorted(reasons.items())[:REASONS]:
         needed = "" if optional else " required"
-        text = Text(f"{count:,}{needed} {'cell' if count == 1 else 'cells'}: {reason}", style="" if optional else "yellow")
-        yield Padding(text, (0, 0, 0, 2))
+        text = f"{count:,}{needed} {'cell' if count == 1 else 'cells'}: {reason}"
+        yield Padding(Text(text, style="" if optional else "yellow"), (0, 0, 0, 2))
     if len(reasons) > REASONS:
         yield Text(f"  and {plural(len(reasons) - REASONS, 'more reason')} in the report", style="dim")
 
@@ -191,4 +191,5 @@ def _ledger(report: dict[str, Any]) -> Iterable[RenderableType]:
         text = f"\nUnexpected pass: {entry['id']} holds now. Remove it from the ledger and close {entry['tracker']}"
         yield Text(text, style="bold red")
     for entry in ledger["unmatched"]:
-        yield Text(f"\nWarning: ledger entry {entry['id']} matches no failure of this run ({entry['tracker']})", style="yellow")
+        text = f"\nWarning: ledger entry {entry['id']} matches no failure of this run ({entry['tracker']})"
+        yield Text(text, style="yellow")

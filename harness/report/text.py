@@ -80,6 +80,9 @@ def verdict(report: dict[str, Any]) -> Verdict:
     return Verdict("held", "All that was required ran and held")
 
 
-def cell_key(entry: dict[str, Any]) -> tuple[str, str, str, str, str]:
+CellKey = tuple[str, str, str, str, str]
+
+
+def cell_key(entry: dict[str, Any]) -> CellKey:
     """What a failure and its cell have in common."""
     return entry["operator"], entry["subject"], entry["property"], entry["dtype"], entry["device"]

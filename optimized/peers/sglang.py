@@ -1,17 +1,18 @@
 """SGLang's Triton kernels behind our contracts (read in 0.5.10: `sglang/srt/layers/attention/{fla,mamba}`).
 
-The two modules used here import nothing else of SGLang, so a folder with just these files on the path is enough; with the
-whole package installed they are found the same way. What the library does differently, and therefore does not claim:
+The two modules used here import nothing else of SGLang, so a folder with just these files on the path is enough; with
+the whole package installed they are found the same way. What the library does differently, and therefore does not claim:
 
-- convolution: it takes the lengths on the host, knows only -1 as an inactive slot and leaves such rows unwritten; it does
-  not touch the state of an empty sequence, so a fresh one keeps its slot's old content;
-- decode: an inactive row's output is computed from a zero state instead of being zero; head and element strides are taken
-  to be dense, a's row pitch too; the slot offset is computed in the dtype of the indices (int32 overflows).
+- convolution: it takes the lengths on the host, knows only -1 as an inactive slot and leaves such rows unwritten; it
+  does not touch the state of an empty sequence, so a fresh one keeps its slot's old content;
+- decode: an inactive row's output is computed from a zero state instead of being zero; head and element strides are
+  taken to be dense, a's row pitch too; the slot offset is computed in the dtype of the indices (int32 overflows).
 """
 
 from __future__ import annotations
 
 import importlib
+from itertools import pairwise
 from types import ModuleType
 
 import torch
@@ -34,7 +35,7 @@ def conv_prefill(
     """`lengths`: the sequences' lengths, for callers that have them on the host; read from the device otherwise."""
     if lengths is None:
         starts = cu_seqlens.tolist()
-        lengths = [end - start for start, end in zip(starts, starts[1:], strict=False)]
+        lengths = [end - start for start, end in pairwise(starts)]
     y = _conv().causal_conv1d_fn(
         x.T,
         weight,

@@ -1,0 +1,63 @@
+"""`python -m benchmarks [--operators NAME ...] [--out DIR] [--commit HASH]`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from benchmarks import cases, host, report, timing
+from benchmarks.timing import Timing
+
+OPERATORS = ("conv_prefill", "conv_update", "gdn_decode", "metadata")
+NO_DEVICE = 3
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--operators", nargs="+", choices=OPERATORS, default=OPERATORS, metavar="NAME")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of the JSON file")
+    parser.add_argument("--commit", help="recorded in the results; default: SLUICEGATE_COMMIT, else git's HEAD")
+    arguments = parser.parse_args()
+    console = Console()
+    if not torch.cuda.is_available():
+        console.print("No CUDA device: nothing was measured. Timings of the interpreter would say nothing.")
+        return NO_DEVICE
+
+    env = report.environment(arguments.commit)
+    bandwidth = timing.copy_bandwidth()
+    chosen = [case for case in cases.all_cases() if case.operator in arguments.operators]
+    rows = [measure(case, bandwidth) for case in track(chosen, "Measuring", console=console)]
+    host_rows = host.host_rows() if "metadata" in arguments.operators else []
+
+    name = f"{(env['gpu'] or 'gpu').replace(' ', '-').lower()}-{env['date'][:10]}.json"
+    report.write(arguments.out / name, env, bandwidth, rows, host_rows)
+    report.show(console, bandwidth, rows, host_rows)
+    console.print(f"Written to {arguments.out / name}")
+    return 0
+
+
+def measure(case: cases.Case, bandwidth: float) -> report.Row:
+    """Every side of one case, one after the other on the same input sets."""
+    copy_us = timing.copy_time(case.num_bytes, case.sets)
+    row = report.Row(case.operator, case.label, case.num_bytes, case.num_bytes / bandwidth * 1e6, copy_us)
+    for side, calls in case.build(case.sets).items():
+        row.sides[side] = calls if isinstance(calls, str) else _time(calls)
+    torch.cuda.empty_cache()
+    return row
+
+
+def _time(calls: list[timing.Call]) -> Timing | str:
+    """A side that breaks is shown as broken; the others are still measured."""
+    try:
+        return timing.time_calls(calls)
+    except (RuntimeError, ValueError, TypeError) as error:
+        return f"failed: {type(error).__name__}: {str(error).splitlines()[0][:80]}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
