@@ -55,6 +55,10 @@ def shape_and_type_breakages(call: dict[str, Any]) -> Iterator[Breakage]:
             yield Breakage(f"{name} missing", name, lambda t: None)
 
 
+def _end_moved(starts: Tensor) -> Tensor:
+    return torch.cat([starts[:-1], starts[-1:] + 1])
+
+
 def _widened(tensor: Tensor) -> Tensor:
     return torch.cat([tensor, tensor[..., :1]], dim=-1)
 
@@ -71,7 +75,7 @@ def value_breakages(operator: str, call: dict[str, Any]) -> Iterator[Breakage]:
         if int(call["cu_seqlens"][-1]) > 0:
             yield Breakage("starts that decrease", "cu_seqlens", lambda t: t.flip(0) - t[-1] * 0, strict=True)
         if operator == "conv_prefill":
-            yield Breakage("starts that end before the last token", "cu_seqlens", lambda t: t * 0, strict=True)
+            yield Breakage("starts that end beyond the last token", "cu_seqlens", _end_moved, strict=True)
     if operator == "chunk_metadata" and "total_seqlens" in call:
         for name in ("total_seqlens", "extra_chunks"):
             for delta in (1, -1):

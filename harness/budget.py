@@ -86,7 +86,7 @@ def require_within(got: Tensor, oracle: Tensor, model: Tensor, magnitude: Tensor
         hint = " (the buffer was poisoned with NaN: nobody wrote it, or the call read poisoned memory)" if symptom == "not written" else ""
         fail(
             symptom,
-            f"{what}{index}: got {got[tuple(index)].item()} where the oracle has {oracle[tuple(index)].item():.6g}{hint}",
+            f"{what} {index}: got {got[tuple(index)].item()} where the oracle has {oracle[tuple(index)].item():.6g}{hint}",
             worst_rows(got, oracle, bad.reshape(-1, got.shape[-1]).any(1).double()),
             mark=what.split(" ")[0],
         )
@@ -102,7 +102,7 @@ def require_within(got: Tensor, oracle: Tensor, model: Tensor, magnitude: Tensor
         rows = int((ratio > 1.0).sum())
         fail(
             "over budget",
-            f"{what}: {rows} of {ratio.numel()} rows are further from the oracle than rounding explains; the worst one's {kind} error"
+            f"{what}: {rows} of {ratio.numel()} rows further from the oracle than rounding explains; the worst one's {kind} error"
             f" is {float(error):.3g}, allowed {float(allowed):.3g} ({worst:.3g} times over)",
             worst_rows(got, oracle, ratio, measured),
             mark=what.split(" ")[0],
@@ -150,7 +150,7 @@ def require_same_bits(got: Tensor, expected: Tensor, what: str, why: str) -> Non
     per_row = different.reshape(-1, columns).sum(1).double()
     fail(
         "not bitwise equal",
-        f"{what}: {int(different.sum())} of {got.numel()} elements differ, in {int((per_row > 0).sum())} rows; {why}",
+        f"{what}: {int(different.sum())} of {got.numel()} elements differ; {why}",
         worst_rows(got, expected, per_row),
         mark=what.split(" ")[0],
     )

@@ -96,8 +96,9 @@ def claimed(case: AnyCase, capabilities: Capabilities) -> bool:
 class Cell:
     """Runs one property on one subject until it fails or its cases are used up."""
 
-    #: A caller in a hurry lowers it before `run`.
+    #: A caller in a hurry lowers these before `run`.
     shrink_seconds = SHRINK_SECONDS
+    polish_seconds = POLISH_SECONDS
     #: When the first case failed, by `time.perf_counter`; infinite until then.
     first_failure_at = float("inf")
 
@@ -177,7 +178,7 @@ class Cell:
         if failure:
             case, error, note = failure
             if not note:
-                case, error = shrink.polish(case, error, self._failure_of, POLISH_SECONDS)
+                case, error = shrink.polish(case, error, self._failure_of, self.polish_seconds)
             result.seconds = time.perf_counter() - start
             result.failure = self.record(case, error, note, result.seconds)
         return result

@@ -83,10 +83,10 @@ class Context:
                 self._state_bits(got, model, i, "the state is a copy of the last inputs: no arithmetic takes part in it")
             else:
                 rows = [t.states[i].flatten(1) for t in (got, oracle, model, magnitude)]  # type: ignore[union-attr]
-                self._share(budget.require_within(*rows, f"state of sequence {i}, head "))
+                self._share(budget.require_within(*rows, f"state of sequence {i}"))
             self._share(
                 budget.require_within(
-                    got.outputs[i], oracle.outputs[i], model.outputs[i], magnitude.outputs[i], f"output of sequence {i}, row "
+                    got.outputs[i], oracle.outputs[i], model.outputs[i], magnitude.outputs[i], f"output of sequence {i}"
                 )
             )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
@@ -74,7 +75,16 @@ def near(boundaries: Sequence[int], limit: int) -> SearchStrategy[int]:
     edges = [st.integers(max(0, b - 2), min(limit, b + 2)) for b in boundaries if b - 2 <= limit]
     count = len(edges)
     anything, small, tiny = st.integers(0, limit), st.integers(0, min(24, limit)), st.integers(0, min(3, limit))
-    return st.one_of(*[anything] * count, *[tiny] * (2 * count), *edges, *[small] * count)
+    return weighted((count, anything), (2 * count, tiny), *((1, edge) for edge in edges), (count, small))
+
+
+def weighted(*branches: tuple[int, SearchStrategy[Any]]) -> SearchStrategy[Any]:
+    """One of these strategies, in proportion to their weights; the first is the plainest.
+
+    ``st.one_of`` drops repeated branches, so a weight cannot be written as a repetition.
+    """
+    chosen = [branch for weight, branch in branches for _ in range(weight)]
+    return st.integers(0, len(chosen) - 1).flatmap(chosen.__getitem__)
 
 
 def segments(
@@ -91,8 +101,7 @@ def segments(
     structure (and so its shrinking) instead of rejecting the draw. ``empties``: now and then no sequence has a token.
     """
     limit = max_tokens or scale.max_tokens
-    weighted = [*kinds, *(k for k in kinds if k != "inactive")]
-    kind, slot = st.sampled_from(weighted), st.integers(0, scale.slots - 1)
+    kind, slot = st.sampled_from([*kinds, *(k for k in kinds if k != "inactive")]), st.integers(0, scale.slots - 1)
     one = st.tuples(length, kind, slot)
 
     def fit(drawn: list[tuple[int, Kind, int]]) -> tuple[Segment, ...]:
@@ -106,37 +115,29 @@ def segments(
     few = st.lists(one, min_size=1, max_size=min(5, scale.max_sequences), unique_by=lambda s: s[2])
     # Length by length, a batch without any token would be drawn once in hundreds.
     empty = st.lists(st.tuples(st.just(0), kind, slot), min_size=1, max_size=4, unique_by=lambda s: s[2])
-    rare = [empty] if empties else []
+    rare = [(1, empty)] if empties else []
     if scale.max_sequences <= 5:
-        return st.one_of(*[few] * 15, *rare).map(fit)
+        return weighted((15, few), *rare).map(fit)
     many = st.lists(one, min_size=6, max_size=40, unique_by=lambda s: s[2])
     # Hundreds of sequences drawn element by element are slow to draw; they follow from a size and a seed. They come on top of a
     # drawn list: alone they would be fewer choices than a list of one, and everything would shrink towards a crowd.
-    extra = st.none() | st.tuples(st.integers(41, scale.max_sequences - 5), SEEDS)
-    crowded = st.builds(_crowd, few, extra, st.just(tuple(kinds)), st.just(scale.slots))
-    return st.one_of(*[few, crowded, many] * 5, *rare).map(fit)
+    models = st.lists(one, min_size=4, max_size=5, unique_by=lambda s: s[2])
+    extra = st.tuples(st.integers(41, scale.max_sequences - 5), SEEDS)
+    crowded = st.builds(_crowd, models, extra, st.just(scale.slots))
+    return weighted((8, few), (4, many), (4, crowded), *rare).map(fit)
 
 
-def _crowd(
-    drawn: list[tuple[int, Kind, int]], extra: tuple[int, int] | None, kinds: tuple[Kind, ...], slots: int
-) -> list[tuple[int, Kind, int]]:
-    """The drawn sequences, followed by hundreds that are like them or a little shorter, in other slots.
+def _crowd(models: list[tuple[int, Kind, int]], extra: tuple[int, int], slots: int) -> list[tuple[int, Kind, int]]:
+    """The models, followed by hundreds of short sequences like them in other slots.
 
-    A fault that the crowd shows is then mostly one that its models show alone, so that shrinking can leave the crowd out.
+    What fails in the crowd mostly fails among its models too, so that shrinking can leave the crowd out.
     """
-    if extra is None:
-        return drawn
     size, seed = extra
     rng = random.Random(seed)
-    taken = {slot for _, _, slot in drawn}
-    out = list(drawn)
-    for slot in rng.sample([s for s in range(slots) if s not in taken], size):
-        tokens, kind, _ = rng.choice(drawn)
-        longest = min(tokens, 24)
-        varied = rng.randrange(4) == 0
-        # Operators of one token a row have no other length to vary.
-        out.append((rng.randint(0, longest) if varied and tokens > 1 else longest, rng.choice(kinds) if varied else kind, slot))
-    return out
+    taken = {slot for _, _, slot in models}
+    free = [slot for slot in range(slots) if slot not in taken]
+    like = rng.choices(models, k=size)
+    return [*models, *((min(n, 24), kind, slot) for (n, kind, _), slot in zip(like, rng.sample(free, size), strict=True))]
 
 
 def layouts(*, heads: bool, fused: bool) -> SearchStrategy[Layout]:

@@ -18,7 +18,7 @@ CASES: dict[str, dict[str, dict[str, int]]] = {
     },
     "premerge": {
         "cpu": {"chunk_metadata": 9600, "step_metadata": 800, "conv_prefill": 500, "conv_update": 350, "gdn_decode": 600},
-        "cuda": {"chunk_metadata": 2500, "step_metadata": 1500, "conv_prefill": 2200, "conv_update": 1400, "gdn_decode": 2200},
+        "cuda": {"chunk_metadata": 2200, "step_metadata": 1300, "conv_prefill": 1900, "conv_update": 1200, "gdn_decode": 1900},
     },
     "nightly": {
         "cpu": {"chunk_metadata": 60000, "step_metadata": 5000, "conv_prefill": 4000, "conv_update": 3000, "gdn_decode": 5000},

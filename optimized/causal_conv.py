@@ -18,7 +18,7 @@ Tokens behind cu_seqlens[-1] form sequence number N, which is inactive: its outp
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -40,8 +40,8 @@ class Tile(NamedTuple):
 
 
 # One entry a device; any entry gives the same bits. Measured on an H100 (D = 8192, bf16), where one walk of 16 tokens
-# by 512 channels was the best or within noise of the best from 1 x 512 tokens to 256 short sequences. A row is a walk: the
-# window of the last W - 1 tokens stays in registers, and x is read about once. What limits such a walk is latency, so
+# by 512 channels was the best or within noise of the best from 1 x 512 tokens to 256 short sequences. A row is a walk:
+# the window of the last W - 1 tokens stays in registers, and x is read about once. What limits it is latency, so
 # programs per multiprocessor count: with 64 registers a thread instead of the 80 the compiler would take (none spilled)
 # 8192 tokens take 100 us instead of 116. Searching 32-fold keeps the reduction inside a warp.
 _PREFILL_GPU = Tile(rows=1, steps=16, block_d=512, num_warps=4, max_registers=64, search=32)
@@ -200,7 +200,7 @@ def _prefill_kernel(
     slot = tl.full((), -1, tl.int64)
     resumed = tl.full((), 0, tl.int32)
     if n < N:
-        end = _start_of(cu_seqlens, n + 1, N, T, True)
+        end = tl.maximum(_start_of(cu_seqlens, n + 1, N, T, True), start)
         slot = tl.load(state_indices + n * stride_index).to(tl.int64)
         resumed = tl.load(has_initial_state + n).to(tl.int32)
     active = (slot >= 0) & (slot < num_slots)
@@ -209,21 +209,23 @@ def _prefill_kernel(
     first = start + block * (ROWS * STEPS)
     row = first + tl.arange(0, ROWS) * STEPS
     steps = tl.minimum(end - first, STEPS)
-    if (block > 0) & (steps <= 0):
+    # A spare id; before the sequence only where cu_seqlens decreases.
+    if (block < 0) | ((block > 0) & (steps <= 0)):
         return
     out = y + row[:, None].to(tl.int64) * D + c[None, :]
 
     # The window: the W - 1 tokens before each row's first one. Only row 0 of block 0 reaches behind the sequence's
     # start. Nothing up to here has used the slot, so these loads do not wait for it.
-    source = x + row[:, None].to(tl.int64) * stride_xt + c[None, :] * stride_xd
+    pitch = tl.full((), 1, tl.int64) * stride_xt
+    source = x + row[:, None] * pitch + c[None, :] * stride_xd
     live = inside[None, :] & (row < end)[:, None]
-    z1 = tl.load(source - stride_xt, mask=live & (row - 1 >= start)[:, None], other=0.0).to(tl.float32)
+    z1 = tl.load(source - pitch, mask=live & (row - 1 >= start)[:, None], other=0.0).to(tl.float32)
     z2 = z1
     z3 = z1
     if WIDTH >= 3:
-        z2 = tl.load(source - 2 * stride_xt, mask=live & (row - 2 >= start)[:, None], other=0.0).to(tl.float32)
+        z2 = tl.load(source - 2 * pitch, mask=live & (row - 2 >= start)[:, None], other=0.0).to(tl.float32)
     if WIDTH >= 4:
-        z3 = tl.load(source - 3 * stride_xt, mask=live & (row - 3 >= start)[:, None], other=0.0).to(tl.float32)
+        z3 = tl.load(source - 3 * pitch, mask=live & (row - 3 >= start)[:, None], other=0.0).to(tl.float32)
     w0, w1, w2, w3, b = _load_taps(weight, bias, c, inside, stride_wd, stride_ww, WIDTH, HAS_BIAS)
     w0, w1, w2, w3, b = w0[None, :], w1[None, :], w2[None, :], w3[None, :], b[None, :]
 
@@ -257,9 +259,9 @@ def _prefill_kernel(
         m2 = inside[None, :] & (t + 2 < end)[:, None]
         m3 = inside[None, :] & (t + 3 < end)[:, None]
         a0 = tl.load(source, mask=m0, other=0.0)
-        a1 = tl.load(source + stride_xt, mask=m1, other=0.0)
-        a2 = tl.load(source + 2 * stride_xt, mask=m2, other=0.0)
-        a3 = tl.load(source + 3 * stride_xt, mask=m3, other=0.0)
+        a1 = tl.load(source + pitch, mask=m1, other=0.0)
+        a2 = tl.load(source + 2 * pitch, mask=m2, other=0.0)
+        a3 = tl.load(source + 3 * pitch, mask=m3, other=0.0)
         x0 = a0.to(tl.float32)
         x1 = a1.to(tl.float32)
         x2 = a2.to(tl.float32)
@@ -276,7 +278,7 @@ def _prefill_kernel(
         z3 = x1
         z2 = x2
         z1 = x3
-        source += 4 * stride_xt
+        source += 4 * pitch
         out += 4 * D
 
     if block == 0:
@@ -415,7 +417,7 @@ def conv_prefill(
     dims: dict[str, int] = {}
     checks.check_tensor("x", x, shape=("T", "D"), dtypes=_ACTIVATION_DTYPES, dims=dims)
     _check_layer(x, weight, bias, conv_state, activation, dims)
-    index = {"dtypes": _INDEX_DTYPES, "device": x.device, "dims": dims}
+    index: dict[str, Any] = {"dtypes": _INDEX_DTYPES, "device": x.device, "dims": dims}
     checks.check_tensor("state_indices", state_indices, shape=("N",), **index)
     tokens, channels = x.shape
     sequences = state_indices.shape[0]

@@ -14,7 +14,7 @@ read once and written once, and a program needs little else, so tiles only decid
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -31,8 +31,8 @@ class Tile(NamedTuple):
 
 
 # Measured on an H100 for K = V = 128: one entry a state element size, the best or within noise of the best from one row
-# to 256. That no entry depends on the batch size has a second use: it decides how the sums over K are laid out, so a row's
-# bits do not depend on how many other rows it comes with. An entry is (elements of state, warps).
+# to 256. That no entry depends on the batch size has a second use: it decides how the sums over K are laid out, so a
+# row's bits do not depend on how many other rows it comes with. An entry is (elements of state, warps).
 _GPU_TILES = {4: (2048, 4), 2: (2048, 1)}
 
 
@@ -102,10 +102,10 @@ def _decode_kernel(
     # Value tiles of one head are neighbours, then heads, then rows: the launch order walks through a slot's memory.
     tiles: tl.constexpr = (V + BLOCK_V - 1) // BLOCK_V
     pid = tl.program_id(0)
-    head = (pid // tiles) % HV
+    head = ((pid // tiles) % HV).to(tl.int64)
     row = (pid // (tiles * HV)).to(tl.int64)
-    iv = (pid % tiles) * BLOCK_V + tl.arange(0, BLOCK_V)
-    ik = tl.arange(0, BLOCK_K)
+    iv = (pid % tiles).to(tl.int64) * BLOCK_V + tl.arange(0, BLOCK_V)
+    ik = tl.arange(0, BLOCK_K).to(tl.int64)
     in_v = iv < V
     in_k = ik < K
     out = o + (row * HV + head) * V + iv
@@ -117,8 +117,8 @@ def _decode_kernel(
 
     # The state first: it is nearly all the traffic, and the gates and norms are worked out while it is on its way. No
     # other program reads it and nothing reads it again before the next step, so it is the first to leave the cache.
-    where = state + slot * stride_ss + head.to(tl.int64) * stride_sh
-    where = where + iv[:, None].to(tl.int64) * stride_sv + ik[None, :].to(tl.int64) * stride_sk
+    where = state + slot * stride_ss + head * stride_sh
+    where = where + iv[:, None] * stride_sv + ik[None, :] * stride_sk
     live = in_v[:, None] & in_k[None, :]
     S = tl.load(where, mask=live, other=0.0, eviction_policy="evict_first").to(tl.float32)
 
@@ -244,7 +244,7 @@ def _check(
     """Shapes, dtypes and devices always; slots in strict mode."""
     dims: dict[str, int] = {}
     checks.check_tensor("q", q, shape=("B", "H", "K"), dtypes=_FLOATS, dims=dims)
-    same = {"device": q.device, "dims": dims}
+    same: dict[str, Any] = {"device": q.device, "dims": dims}
     checks.check_tensor("k", k, shape=("B", "H", "K"), dtypes=(q.dtype,), **same)
     checks.check_tensor("v", v, shape=("B", "HV", "V"), dtypes=(q.dtype,), **same)
     for name, gate in (("a", a), ("b", b)):

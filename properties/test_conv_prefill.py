@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import torch
 
 from harness import arguments, guards, relations
@@ -15,8 +18,6 @@ OPERATOR = "conv_prefill"
 
 def max_seqlen_hint_body(context: Context, case: Case) -> None:
     """A hint about the longest sequence may change the launch, never the result."""
-    import inspect
-
     if "max_seqlen" not in inspect.signature(context.function).parameters:
         return
     batch = context.batch(case)
@@ -60,6 +61,34 @@ def single_tokens_body(context: Context, case: Case) -> None:
         )
 
 
+def trailing_tokens_body(context: Context, case: Case) -> None:
+    """Tokens behind the last sequence belong to nobody (a graph's padding): zero rows, and nothing else changes."""
+    batch = context.batch(case)
+    extra = case.choice % 4 + 1
+    behind = Segment(extra, "inactive", -1)
+    padded = batch.select([*range(batch.size), case.choice % batch.size])
+    padded = padded.replaced(
+        batch.size,
+        segment=behind,
+        tokens={"x": torch.full((extra, case.dims["D"]), float("nan"), dtype=batch.tokens[0]["x"].dtype, device=batch.device)},
+    )
+    operator = context.sequences
+
+    def one_sequence_less(*args: Any, **kwargs: Any) -> Any:
+        """The padding is in x, but no entry of cu_seqlens, slots or flags tells of it."""
+        shorter = {name: kwargs[name][:-1] for name in ("cu_seqlens", "state_indices", "has_initial_state")}
+        return context.function(*args, **{**kwargs, **shorter})
+
+    got = operator.run(one_sequence_less, padded, device=context.device, check_memory=context.check_memory)
+    context.require_same(
+        got.select(list(range(batch.size))),
+        context.run(batch),
+        f"{extra} tokens behind the last sequence must change no other row",
+        batch=batch,
+    )
+
+
+trailing_tokens = Property("trailing_tokens", "relations", trailing_tokens_body, weight=0.5)
 max_seqlen_hint = Property("max_seqlen_hint", "relations", max_seqlen_hint_body, weight=0.5)
 single_tokens = Property("token_by_token", "relations", single_tokens_body, weight=0.5)
 
@@ -72,6 +101,7 @@ PROPERTIES = (
     relations.split_and_resume,
     single_tokens,
     max_seqlen_hint,
+    trailing_tokens,
     relations.strided,
     relations.repeated,
     relations.cold_equals_warm,

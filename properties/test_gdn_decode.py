@@ -43,7 +43,7 @@ def linear_body(context: Context, case: Case) -> None:
             terms = sum(getattr(m, name)[i] for m in magnitudes)
             flat = [t.reshape(-1, t.shape[-1]) for t in (parts[0] + parts[1], parts[2], terms)]
             budget.require_within(
-                flat[1].float(), flat[0], flat[0], flat[2], f"{name[:-1]} of row {i} for (v1 + v2, S1 + S2), head x value "
+                flat[1].float(), flat[0], flat[0], flat[2], f"{name[:-1]} of row {i} for (v1 + v2, S1 + S2)"
             )
 
 

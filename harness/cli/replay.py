@@ -69,7 +69,7 @@ def command(
     except Failure as failure:
         again = Cell(spec, prop).record(case, failure).to_json()
         again["replay"] = f"sluicegate replay {file}"
-        console.print(terminal.failure_panel(again))
+        terminal.print_failure(console, again)
         same = failure.symptom == recorded["symptom"]
         console.print("failed as recorded" if same else f"failed differently: recorded was {recorded['symptom']!r}")
         raise typer.Exit(1) from failure

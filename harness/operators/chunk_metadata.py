@@ -33,10 +33,10 @@ class ChunkMetadata(Operator):
         few = st.lists(strategies.near(BOUNDARIES, 700), min_size=1, max_size=8)
         # On top of a drawn list, since alone it would be fewer choices, and everything would shrink towards a crowd.
         crowd = st.tuples(st.integers(1, 400), st.integers(1, 40), strategies.SEEDS)
-        many = st.builds(_crowd, few, st.none() | crowd)
+        many = st.builds(_crowd, few, crowd)
         return st.builds(
             self._case,
-            st.one_of(few, few, many),
+            strategies.weighted((3, few), (1, many)),
             CHUNK_SIZES,
             st.booleans(),
             st.booleans(),
@@ -124,10 +124,8 @@ def require_same_integers(name: str, got: Tensor, expected: Tensor, why: str) ->
     fail("wrong metadata", f"{message}; {why}", rows, mark=name)
 
 
-def _crowd(lengths: list[int], extra: tuple[int, int, int] | None) -> list[int]:
+def _crowd(lengths: list[int], extra: tuple[int, int, int]) -> list[int]:
     """Hundreds of short sequences more, empties among them: many in one physical chunk, and more than 256 logical chunks."""
-    if extra is None:
-        return lengths
     size, longest, seed = extra
     rng = random.Random(seed)
     return [*lengths, *(rng.randint(0, longest) for _ in range(size))]

@@ -141,7 +141,8 @@ def exit_status(report: dict[str, Any]) -> int:
     """0: all that was required ran and held. 1: a property failed. 3: something required did not run."""
     if report["summary"]["failed"]:
         return 1
-    return 3 if report["summary"]["required_not_run"] else 0
+    nothing_ran = report["summary"]["cases"] == 0
+    return 3 if report["summary"]["required_not_run"] or nothing_ran else 0
 
 
 def save(report: dict[str, Any], out: Path) -> None:

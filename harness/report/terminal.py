@@ -55,8 +55,11 @@ def failure_panel(failure: dict[str, Any]) -> RenderableType:
     card = Panel(Group(*parts), border_style="red", padding=(0, 1))
     if not failure["replay"]:
         return card
-    line = Text(failure["replay"], style="bold cyan", no_wrap=True, overflow="ignore")
-    return Group(card, Text("Run this one case again:", style="dim"), line)
+    return Group(card, Text("Run this one case again:", style="dim"), _replay_line(failure))
+
+
+def _replay_line(failure: dict[str, Any]) -> Text:
+    return Text(failure["replay"], style="bold cyan", no_wrap=True, overflow="ignore")
 
 
 def _details(details: str) -> list[RenderableType]:
@@ -96,10 +99,20 @@ def print_failure(console: Console, failure: dict[str, Any]) -> None:
 
 
 def print_failures(console: Console, report: dict[str, Any]) -> None:
-    """Every failure as a card, one blank line between them."""
+    """A card for each fault: its first dtype in full, with the replay lines of the others.
+
+    A fault is known by operator, subject, property and symptom, as shrinking knows it.
+    """
+    faults: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
     for failure in report["failures"]:
+        faults[tuple(failure[name] for name in ("operator", "subject", "property", "symptom"))].append(failure)
+    for first, *others in faults.values():
         console.print()
-        print_failure(console, failure)
+        print_failure(console, first)
+        for other in map(cleaned, others):
+            console.print(Text(f"The same symptom in {other['dtype']} on {other['device']}:", style="dim"))
+            # Printed by itself, a text forgets its `no_wrap`.
+            console.print(_replay_line(other), soft_wrap=True)
 
 
 def summary_table(report: dict[str, Any]) -> Table:

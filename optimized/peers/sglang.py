@@ -1,7 +1,7 @@
 """SGLang's Triton kernels behind our contracts (read in 0.5.10: `sglang/srt/layers/attention/{fla,mamba}`).
 
 The two modules used here import nothing else of SGLang, so a folder with just these files on the path is enough; with
-the whole package installed they are found the same way. What the library does differently, and therefore does not claim:
+the whole package installed they are found the same way. What the library does differently, and so does not claim:
 
 - convolution: it takes the lengths on the host, knows only -1 as an inactive slot and leaves such rows unwritten; it
   does not touch the state of an empty sequence, so a fresh one keeps its slot's old content;

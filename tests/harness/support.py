@@ -37,7 +37,7 @@ def minimal(strategy: SearchStrategy[Any], predicate: Callable[[Any], bool] = la
     return find(strategy, predicate, settings=_SETTINGS, random=random.Random(0))
 
 
-def find_any(strategy: SearchStrategy[Any], predicate: Callable[[Any], bool], *, examples: int = 400) -> Any:
+def find_any(strategy: SearchStrategy[Any], predicate: Callable[[Any], bool], *, examples: int = 1000) -> Any:
     """Any example for which ``predicate`` holds, within so many draws; raises `NoSuchExample` otherwise."""
     quick = settings(_SETTINGS, max_examples=examples, phases=(Phase.generate,))
     return find(strategy, predicate, settings=quick, random=random.Random(0))

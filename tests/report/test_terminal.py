@@ -106,3 +106,17 @@ def test_summary_of_a_run_that_held(held: dict[str, Any]) -> None:
     terminal.print_summary(out, held, [])
     assert "All that was required ran and held" in text(out)
     assert "Not run" not in text(out)
+
+
+def test_one_fault_in_several_dtypes_is_one_card(report: dict[str, Any]) -> None:
+    first = report["failures"][0]
+    report["failures"] += [
+        first | {"dtype": "float16", "replay": "replay the float16 one " + "x" * 90},
+        first | {"symptom": "crashed", "replay": "replay another fault"},
+    ]
+    out = console()
+    terminal.print_failures(out, report)
+    lines = text(out).splitlines()
+    assert sum("Smallest failing batch" in line for line in lines) == 2
+    assert lines[lines.index("The same symptom in float16 on cpu:") + 1] == report["failures"][1]["replay"]
+    assert "replay another fault" in lines

@@ -72,6 +72,7 @@ def test_integers_and_lists_of_unequal_length() -> None:
     ("error", "allowed", "said"),
     [
         (0.25, 0.001, "off by 0.25, 250 times the 0.001 allowed"),
+        (0.25, 0.5, "largest error 0.25, within the 0.5 allowed for one element"),
         (0.25, 0.0, "off by 0.25, allowed 0"),
         (0.25, "nan", "off by 0.25"),
         ("inf", 0.1, "not finite where it must be"),
