@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -13,6 +14,9 @@ import torch
 from harness import inflight
 from harness.failure import Failure, fail
 from harness.memory import Arena, PoisonedAllocations
+
+
+_PACKAGE = Path(__file__).parent
 
 
 class DeviceLost(RuntimeError):
@@ -42,7 +46,7 @@ def raised(error: BaseException, what: str) -> NoReturn:
     if any(word in text for word in _FATAL_CUDA):
         raise DeviceLost(text) from error
     # The last frame outside this package is where an engineer wants to look.
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "/harness/" not in f.filename]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not Path(f.filename).is_relative_to(_PACKAGE)]
     place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
     lines = text.strip().splitlines()
     fail(

@@ -8,6 +8,7 @@ the result, and a cell whose dtype cannot be trusted is reported as not run.
 
 from __future__ import annotations
 
+import inspect
 import os
 from dataclasses import replace
 from functools import cache
@@ -47,6 +48,7 @@ def repair() -> str | None:
         convert = upstream._convert_float
         binary, executor = builder.binary_op, upstream.GridExecutor
         options = upstream.interpreter_builder.options
+        patch_attribute, is_builtin = upstream._patch_attr, tl.core.is_builtin
         restore, to_host = executor._restore_args_dev, executor._init_args_hst
     except (ImportError, AttributeError) as error:
         return f"this Triton's interpreter has another shape than the ones known here ({error})"
@@ -78,6 +80,17 @@ def repair() -> str | None:
         if not (on_cpu(args) and on_cpu(kwargs.values())):
             restore(self, args, host, kwargs, kwargs_host)
 
+    # Upstream lists all members of the language anew for each call of a jit function from another one.
+    builtins: dict[Any, list[tuple[str, Any]]] = {}
+
+    def patch_builtin(package: Any, builder: Any, scope: Any) -> None:
+        if package not in builtins:
+            builtins[package] = [(n, m) for n, m in inspect.getmembers(package) if is_builtin(m)]
+        for name, member in builtins[package]:
+            if getattr(package, name) is member:  # otherwise an outer call has patched it already
+                patch_attribute(package, name, member, builder, scope)
+
+    upstream._patch_builtin = patch_builtin
     # Every integer addition is otherwise done twice, once in 64 bits to look for overflow: half the time of a kernel. The
     # high-slot property looks for what overflow does.
     upstream.interpreter_builder.options = replace(options, sanitize_overflow=False)
@@ -106,7 +119,11 @@ def probe() -> dict[str, str]:
         source = values.to(dtype)
         stored, summed = torch.empty_like(source), torch.empty_like(source)
         wide = torch.empty_like(values)
-        probe_arithmetic(values, source, stored, summed, wide)
+        try:
+            probe_arithmetic(values, source, stored, summed, wide)
+        except Exception as error:  # noqa: BLE001 - an interpreter that cannot run this cannot be trusted with anything
+            untrusted[name] = f"the interpreter fails at {name} arithmetic ({error})" + (f": {reason}" if reason else "")
+            continue
         exact = (
             torch.equal(stored, source)
             and torch.equal(wide, source.float())

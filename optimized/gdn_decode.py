@@ -102,10 +102,10 @@ def _decode_kernel(
     # Value tiles of one head are neighbours, then heads, then rows: the launch order walks through a slot's memory.
     tiles: tl.constexpr = (V + BLOCK_V - 1) // BLOCK_V
     pid = tl.program_id(0)
-    head = ((pid // tiles) % HV).to(tl.int64)
+    head = (pid // tiles) % HV
     row = (pid // (tiles * HV)).to(tl.int64)
-    iv = (pid % tiles).to(tl.int64) * BLOCK_V + tl.arange(0, BLOCK_V)
-    ik = tl.arange(0, BLOCK_K).to(tl.int64)
+    iv = (pid % tiles) * BLOCK_V + tl.arange(0, BLOCK_V)
+    ik = tl.arange(0, BLOCK_K)
     in_v = iv < V
     in_k = ik < K
     out = o + (row * HV + head) * V + iv
@@ -117,8 +117,8 @@ def _decode_kernel(
 
     # The state first: it is nearly all the traffic, and the gates and norms are worked out while it is on its way. No
     # other program reads it and nothing reads it again before the next step, so it is the first to leave the cache.
-    where = state + slot * stride_ss + head * stride_sh
-    where = where + iv[:, None] * stride_sv + ik[None, :] * stride_sk
+    where = state + slot * stride_ss + head.to(tl.int64) * stride_sh
+    where = where + iv[:, None].to(tl.int64) * stride_sv + ik[None, :].to(tl.int64) * stride_sk
     live = in_v[:, None] & in_k[None, :]
     S = tl.load(where, mask=live, other=0.0, eviction_policy="evict_first").to(tl.float32)
 
@@ -264,6 +264,13 @@ def _check(
         if not 1 <= dim <= _LARGEST_HEAD_DIM:
             advice = "this kernel keeps a head's keys whole"
             raise checks.fail(argument, f"{name} = {dim}", f"1 to {_LARGEST_HEAD_DIM}", advice)
+    for name, view in (("q", q), ("k", k), ("v", v), ("a", a), ("b", b)):
+        # Offsets inside a row are 32-bit in the kernel: 64-bit ones cost a single row 8 % of its time on an H100.
+        span = sum((size - 1) * stride for size, stride in zip(view.shape[1:], view.stride()[1:], strict=True))
+        if span >= 2**31:
+            raise checks.fail(
+                name, f"strides {view.stride()}", "rows within 2^31 elements", f"pass {name}.contiguous()"
+            )
     if q.device.type != "cuda" and not triton.knobs.runtime.interpret:
         advice = "move the tensors to a GPU, or set TRITON_INTERPRET=1 before the first import"
         raise checks.fail("q", f"device {q.device}", "a CUDA device", advice)

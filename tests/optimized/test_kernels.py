@@ -5,6 +5,7 @@ On a CUDA device where there is one, under Triton's interpreter otherwise. The w
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +22,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # Relative error of a whole tensor: a rounding of the output, with a little room.
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 5e-4, torch.bfloat16: 4e-3}
+# On the device at once: moving a strided tensor there makes it dense.
+zeros = functools.partial(torch.zeros, device=DEVICE)
 RAGGED = [0, 1, 2, 3, 5, 70, 0, 33]
 
 
@@ -236,21 +239,21 @@ def test_gdn_decode_rows_do_not_depend_on_their_batch() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("x", torch.zeros(114, 36)),
-        ("x", torch.zeros(114, 37, dtype=torch.float64)),
-        ("weight", torch.zeros(37, 5)),
-        ("bias", torch.zeros(74)[::2]),
-        ("conv_state", torch.zeros(11, 37, 2)),
-        ("cu_seqlens", torch.zeros(8, dtype=torch.int32)),
-        ("state_indices", torch.zeros(8)),
-        ("has_initial_state", torch.zeros(8, dtype=torch.int32)),
+        ("x", zeros(114, 36)),
+        ("x", zeros(114, 37, dtype=torch.float64)),
+        ("weight", zeros(37, 5)),
+        ("bias", zeros(74)[::2]),
+        ("conv_state", zeros(11, 37, 2)),
+        ("cu_seqlens", zeros(8, dtype=torch.int32)),
+        ("state_indices", zeros(8)),
+        ("has_initial_state", zeros(8, dtype=torch.int32)),
         ("activation", "gelu"),
     ],
 )
 def test_conv_refuses_before_it_writes(name: str, value: Any) -> None:
     batch = conv_batch(torch.float32, 4)
     pool = batch["conv_state"].clone()
-    call = {**batch, name: value.to(DEVICE) if isinstance(value, torch.Tensor) else value}
+    call = {**batch, name: value}
     with pytest.raises(ValueError, match="got"):
         causal_conv.conv_prefill(call.pop("x"), call.pop("weight"), **call)
     torch.testing.assert_close(batch["conv_state"], pool, rtol=0, atol=0, equal_nan=True)
@@ -259,19 +262,19 @@ def test_conv_refuses_before_it_writes(name: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("q", torch.zeros(3, 2, 31)),
-        ("v", torch.zeros(3, 3, 48)),
-        ("a", torch.zeros(3, 5)),
-        ("A_log", torch.zeros(8)[::2]),
-        ("state", torch.zeros(6, 4, 32, 48)),
-        ("state_indices", torch.zeros(3)),
+        ("q", zeros(3, 2, 31)),
+        ("v", zeros(3, 3, 48)),
+        ("a", zeros(3, 5)),
+        ("A_log", zeros(8)[::2]),
+        ("state", zeros(6, 4, 32, 48)),
+        ("state_indices", zeros(3)),
         ("scale", "1"),
     ],
 )
 def test_decode_refuses_before_it_writes(name: str, value: Any) -> None:
     batch = decode_batch(torch.float32, torch.float32, 3, (2, 4), (32, 48))
     state = batch["state"].clone()
-    call = {**batch, name: value.to(DEVICE) if isinstance(value, torch.Tensor) else value}
+    call = {**batch, name: value}
     with pytest.raises(ValueError, match="got"):
         gdn_decode.gdn_decode(call.pop("q"), call.pop("k"), call.pop("v"), **call)
     assert same_bits(batch["state"], state)

@@ -1,0 +1,98 @@
+"""``sluicegate faults``: plant known faults one at a time and see which property finds each."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from harness.cli.device import DeviceChoice, choose
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from harness.faults.trial import Verdict
+
+USAGE = 2
+
+
+def command(
+    device: Annotated[DeviceChoice, typer.Option(help="Where to run.")] = "auto",
+    operator: Annotated[list[str] | None, typer.Option(help="Only faults of this operator; may be repeated.")] = None,
+    fault: Annotated[list[str] | None, typer.Option(help="Only the fault of this id; may be repeated.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Repeats a run exactly; drawn and printed by default.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Trials at a time; one a core by default.", min=1)] = None,
+    time_limit: Annotated[float, typer.Option(help="Seconds after which a fault that nothing found has survived.")] = 60.0,
+    out: Annotated[Path, typer.Option(help="Folder of faults.json and of each trial's log.")] = Path("out/faults"),
+) -> None:
+    """Prove the gate: every fault of the catalogue must be found by some property of its operator.
+
+    Exit status 0: every fault that this device can show was found. 1: some survived, or a trial went wrong. 2: wrong usage.
+    """
+    # Trials are forked, and a CUDA context does not survive a fork: ask the driver's library whether there is a GPU, so
+    # that this question alone does not create one.
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+    try:
+        chosen = choose(device)
+        from harness.faults import injection, matrix, model, runner
+        from harness.faults.trial import Settings
+        from harness.verification import default_workers
+
+        faults = model.select(model.load(), operator or (), fault or ())
+        for one in faults:
+            injection.changed_source(one)
+    except ValueError as error:
+        typer.echo(f"sluicegate faults: {error}", err=True)
+        raise typer.Exit(USAGE) from error
+
+    from rich.console import Console
+
+    console = Console(file=sys.stdout)
+    drawn = random.SystemRandom().randrange(2**31) if seed is None else seed
+    settings = Settings(device=chosen, seed=drawn, folder=out / "trials", time_limit=time_limit)
+    start = time.perf_counter()
+    with _Progress(console, f"on {chosen}, seed {drawn}", len(faults)) as progress:
+        verdicts = runner.run(
+            faults, settings, workers=workers or default_workers(chosen), listener=progress.advance
+        )
+    seconds = time.perf_counter() - start
+    matrix.save(verdicts, settings, seconds, out / "faults.json")
+    matrix.show(console, verdicts)
+    console.print(matrix.conclusion(verdicts, seconds, chosen), highlight=False, style="bold")
+    console.print(f"{out / 'faults.json'}; the same again with --seed {drawn}", highlight=False, soft_wrap=True)
+    raise typer.Exit(matrix.exit_status(verdicts))
+
+
+class _Progress:
+    """A bar that counts verdicts as they come."""
+
+    def __init__(self, console: Console, words: str, total: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self.bar = Progress(
+            TextColumn("[bold]faults[/] {task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[killed]} killed, {task.fields[alive]} not"),
+            TimeElapsedColumn(),
+            console=console,
+        )
+        self.task = self.bar.add_task(words, total=total, killed=0, alive=0)
+        self.killed = self.alive = 0
+
+    def __enter__(self) -> _Progress:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def advance(self, verdict: Verdict) -> None:
+        self.killed += verdict.status == "killed"
+        self.alive += verdict.status in ("survived", "error")
+        self.bar.update(self.task, advance=1, killed=self.killed, alive=self.alive)

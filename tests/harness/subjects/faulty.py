@@ -1,0 +1,171 @@
+"""One planted fault a function. Each is right but for what its name says."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Loaded from a path, as any subject may be: the neighbouring file is no package.
+_spec = importlib.util.spec_from_file_location("sluicegate_right_subjects", Path(__file__).with_name("right.py"))
+assert _spec is not None
+assert _spec.loader is not None
+right = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(right)
+
+_calls = 0
+
+
+def state_ignored(x: Tensor, weight: Tensor, *, has_initial_state: Tensor, **rest: Any) -> Tensor:
+    return right.conv_prefill(x, weight, has_initial_state=has_initial_state & False, **rest)
+
+
+def depends_on_batch_size(x: Tensor, weight: Tensor, **rest: Any) -> Tensor:
+    y = right.conv_prefill(x, weight, **rest)
+    return y if rest["state_indices"].numel() < 3 else y * (1 + 2**-20)
+
+
+def first_sequence_differs(x: Tensor, weight: Tensor, *, cu_seqlens: Tensor, **rest: Any) -> Tensor:
+    y = right.conv_prefill(x, weight, cu_seqlens=cu_seqlens, **rest)
+    y[: int(cu_seqlens[1])] *= 1 + 2**-20
+    return y
+
+
+def slot_number_matters(x: Tensor, weight: Tensor, *, state_indices: Tensor, **rest: Any) -> Tensor:
+    y = right.conv_update(x, weight, state_indices=state_indices, **rest)
+    return torch.where((state_indices > 4)[:, None], y * (1 + 2**-20), y)
+
+
+def minus_one_is_the_last_slot(x: Tensor, weight: Tensor, *, state_indices: Tensor, **rest: Any) -> Tensor:
+    slots = rest["conv_state"].shape[0]
+    return right.conv_update(x, weight, state_indices=torch.where(state_indices == -1, slots - 1, state_indices), **rest)
+
+
+def rows_compacted(x: Tensor, weight: Tensor, *, state_indices: Tensor, **rest: Any) -> Tensor:
+    """Results of active rows are packed to the front: right while every row is active, or the inactive ones come last."""
+    y = right.conv_update(x, weight, state_indices=state_indices, **rest)
+    return y[torch.sort(state_indices < 0, stable=True).indices]
+
+
+def short_history_lost(
+    x: Tensor, weight: Tensor, *, conv_state: Tensor, cu_seqlens: Tensor, state_indices: Tensor, **rest: Any
+) -> Tensor:
+    """With fewer tokens than the history holds, what was there before should move up; here it is cleared."""
+    y = right.conv_prefill(x, weight, conv_state=conv_state, cu_seqlens=cu_seqlens, state_indices=state_indices, **rest)
+    for slot, length in zip(state_indices.tolist(), cu_seqlens.diff().tolist(), strict=True):
+        if slot >= 0 and 0 < length < conv_state.shape[2]:
+            conv_state[slot, :, : conv_state.shape[2] - length] = 0
+    return y
+
+
+def strides_ignored(x: Tensor, weight: Tensor, **rest: Any) -> Tensor:
+    return right.conv_update(x.as_strided(x.shape, (x.shape[1], 1)), weight, **rest)
+
+
+def index_stride_ignored(x: Tensor, weight: Tensor, *, state_indices: Tensor, **rest: Any) -> Tensor:
+    return right.conv_update(x, weight, state_indices=state_indices.as_strided(state_indices.shape, (1,)), **rest)
+
+
+def not_deterministic(x: Tensor, weight: Tensor, **rest: Any) -> Tensor:
+    global _calls
+    _calls += 1
+    y = right.conv_update(x, weight, **rest)
+    return y * (1 + 2**-20) if _calls % 2 else y
+
+
+def first_call_differs(x: Tensor, weight: Tensor, **rest: Any) -> Tensor:
+    global _calls
+    _calls += 1
+    y = right.conv_update(x, weight, **rest)
+    return y * 2 if _calls == 1 else y
+
+
+def neighbour_leaks(x: Tensor, weight: Tensor, *, cu_seqlens: Tensor, has_initial_state: Tensor, **rest: Any) -> Tensor:
+    """The window of a fresh sequence reaches back over its start."""
+    y = right.conv_prefill(x, weight, cu_seqlens=cu_seqlens, has_initial_state=has_initial_state, **rest)
+    starts = cu_seqlens.tolist()
+    for n, slot in enumerate(rest["state_indices"].tolist()):
+        begin, end = starts[n], starts[n + 1]
+        if slot >= 0 and begin < end and begin > 0 and not bool(has_initial_state[n]):
+            y[begin] += weight[:, -2] * x[begin - 1]
+    return y
+
+
+def future_leaks(x: Tensor, weight: Tensor, *, cu_seqlens: Tensor, state_indices: Tensor, **rest: Any) -> Tensor:
+    y = right.conv_prefill(x, weight, cu_seqlens=cu_seqlens, state_indices=state_indices, **rest)
+    starts = cu_seqlens.tolist()
+    for n, slot in enumerate(state_indices.tolist()):
+        if slot >= 0:
+            y[starts[n] : starts[n + 1] - 1] += x[starts[n] + 1 : starts[n + 1]] * 2**-6
+    return y
+
+
+def values_clipped(q: Tensor, k: Tensor, v: Tensor, **rest: Any) -> Tensor:
+    return right.gdn_decode(q, k, v.clamp(-3, 3), **rest)
+
+
+def state_rounded(x: Tensor, weight: Tensor, *, conv_state: Tensor, state_indices: Tensor, **rest: Any) -> Tensor:
+    y = right.conv_update(x, weight, conv_state=conv_state, state_indices=state_indices, **rest)
+    slots = state_indices[state_indices >= 0].long()
+    conv_state[slots] = conv_state[slots].to(torch.bfloat16).to(conv_state.dtype)
+    return y
+
+
+def offset_in_32_bits(x: Tensor, weight: Tensor, *, conv_state: Tensor, state_indices: Tensor, **rest: Any) -> Tensor:
+    """slot × stride wraps around at 2^31, as in a kernel that multiplies two int32."""
+    y = torch.zeros_like(x)
+    for row, slot in enumerate(state_indices.tolist()):
+        if slot < 0:
+            continue
+        wrapped = (slot * conv_state.stride(0) + 2**31) % 2**32 - 2**31
+        one = conv_state.as_strided(
+            (1, *conv_state.shape[1:]), (0, *conv_state.stride()[1:]), conv_state.storage_offset() + wrapped
+        )
+        index = torch.zeros(1, dtype=torch.int32)
+        y[row] = right.conv_update(x[row : row + 1], weight, conv_state=one, state_indices=index, **rest)[0]
+    return y
+
+
+def pool_read_whole(x: Tensor, weight: Tensor, *, conv_state: Tensor, **rest: Any) -> Tensor:
+    """Other slots take part with a weight of zero, which keeps their NaN."""
+    return right.conv_update(x, weight, conv_state=conv_state, **rest) + 0 * conv_state.float().sum().to(x.dtype)
+
+
+def next_slot_written(x: Tensor, weight: Tensor, *, conv_state: Tensor, state_indices: Tensor, **rest: Any) -> Tensor:
+    following = (state_indices + 1) % conv_state.shape[0]
+    before = conv_state[state_indices.clamp(min=0).long()].clone()
+    y = right.conv_update(x, weight, conv_state=conv_state, state_indices=state_indices, **rest)
+    for row, slot in enumerate(state_indices.tolist()):
+        if slot >= 0:
+            conv_state[int(following[row])] = before[row]
+    return y
+
+
+def output_left_unwritten(x: Tensor, weight: Tensor, *, state_indices: Tensor, **rest: Any) -> Tensor:
+    y = right.conv_update(x, weight, state_indices=state_indices, **rest)
+    out = torch.empty_like(y)
+    out[:, : y.shape[1] // 8 * 8] = y[:, : y.shape[1] // 8 * 8]
+    return torch.where((state_indices < 0)[:, None], y, out)
+
+
+def input_overwritten(x: Tensor, weight: Tensor, **rest: Any) -> Tensor:
+    y = right.conv_update(x, weight, **rest)
+    x.copy_(y)
+    return x
+
+
+def head_map_interleaved(q: Tensor, k: Tensor, v: Tensor, **rest: Any) -> Tensor:
+    """Value head hv reads key head hv % H instead of hv // (HV // H)."""
+    repeats = v.shape[1] // q.shape[1]
+    return right.gdn_decode(q.repeat(1, repeats, 1), k.repeat(1, repeats, 1), v, **rest)
+
+
+def always_wrong_shape(x: Tensor, weight: Tensor, **rest: Any) -> Tensor:
+    return right.conv_update(x, weight, **rest)[:, :-1]
+
+
+def wrong_dtype(x: Tensor, weight: Tensor, **rest: Any) -> Tensor:
+    return right.conv_update(x, weight, **rest).double()

@@ -1,0 +1,138 @@
+"""Each relation fails the subject whose fault it is meant to catch, for the right reason, on the smallest case that shows it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from harness.case import Case
+from tests.harness.support import failing_case, run_cell, target
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A fault, the property that must see it, the symptom, and the size to which it must shrink."""
+
+    fault: str
+    operator: str
+    prop: str
+    symptom: str
+    sequences: int = 1
+    tokens: int = 1
+    examples: int = 60
+    check_memory: bool = True
+
+
+PLANTED = (
+    Planted("state_ignored", "conv_prefill", "equivalence", "over budget"),
+    Planted("depends_on_batch_size", "conv_prefill", "packed_equals_alone", "not bitwise equal", 3),
+    Planted("first_sequence_differs", "conv_prefill", "sequences_permuted", "not bitwise equal", 2),
+    Planted("slot_number_matters", "conv_update", "slots_renamed", "not bitwise equal"),
+    Planted("rows_compacted", "conv_update", "inactive_rows_added", "inactive row not zero", 1, 1),
+    Planted("minus_one_is_the_last_slot", "conv_update", "equivalence", "untouched slot changed"),
+    Planted(
+        "minus_one_is_the_last_slot", "conv_update", "inactive_rows_added", "inactive row not zero", check_memory=False
+    ),
+    Planted("short_history_lost", "conv_prefill", "split_and_resume", "not bitwise equal", 1, 2),
+    Planted("short_history_lost", "conv_prefill", "token_by_token", "not bitwise equal", 1, 2),
+    Planted("strides_ignored", "conv_update", "strided_equals_contiguous", "not bitwise equal", 2, 2),
+    Planted("index_stride_ignored", "conv_update", "strided_equals_contiguous", "inactive row not zero", 2, 2),
+    Planted("neighbour_leaks", "conv_prefill", "neighbour_perturbed", "not bitwise equal", 2, 2),
+    Planted("future_leaks", "conv_prefill", "future_perturbed", "not bitwise equal", 1, 2),
+    Planted("values_clipped", "gdn_decode", "scaled_by_two", "not bitwise equal"),
+    Planted("values_clipped", "gdn_decode", "linear_in_v_and_state", "over budget"),
+    Planted("head_map_interleaved", "gdn_decode", "heads_permuted", "not bitwise equal"),
+    Planted("state_rounded", "conv_update", "agrees_with_baseline", "not bitwise equal"),
+    Planted("offset_in_32_bits", "conv_update", "high_slot", "not bitwise equal", examples=2),
+    Planted("pool_read_whole", "conv_update", "poison_independent", "not bitwise equal"),
+    Planted("next_slot_written", "conv_update", "hostile_memory", "untouched slot changed"),
+    Planted("input_overwritten", "conv_update", "hostile_memory", "input changed"),
+    Planted("output_left_unwritten", "conv_update", "equivalence", "not written"),
+    Planted("always_wrong_shape", "conv_update", "equivalence", "wrong shape"),
+    Planted("wrong_dtype", "conv_update", "equivalence", "wrong dtype"),
+)
+
+
+@pytest.mark.parametrize("planted", PLANTED, ids=lambda p: f"{p.fault}-{p.prop}")
+def test_planted_fault_is_caught_and_shrunk(planted: Planted) -> None:
+    result = run_cell(
+        planted.operator,
+        planted.prop,
+        target(planted.fault, "faulty"),
+        examples=planted.examples,
+        check_memory=planted.check_memory,
+    )
+    case = failing_case(result, planted.symptom)
+    assert len(case.sequences) <= planted.sequences, result.failure.sentence
+    assert case.tokens <= planted.tokens, result.failure.sentence
+    require_plain(case, layout=planted.prop == "strided_equals_contiguous")
+
+
+def require_plain(case: Case, *, layout: bool) -> None:
+    """Nothing in the case but what the fault needs: a person reads it and knows where to look."""
+    assert layout or case.layout.dense
+    assert case.pad_slot == -1
+    assert set(case.regime.values()) <= {"unit", "mixed", "random"}
+    assert case.dims.get("D", 1) <= 2
+    assert max(case.dims.get("K", 4), case.dims.get("V", 4)) <= 8
+
+
+@pytest.mark.parametrize("operator", ["conv_prefill", "conv_update", "gdn_decode"])
+@pytest.mark.parametrize(
+    "prop",
+    [
+        "equivalence",
+        "packed_equals_alone",
+        "sequences_permuted",
+        "slots_renamed",
+        "inactive_rows_added",
+        "strided_equals_contiguous",
+        "repeated",
+        "neighbour_perturbed",
+        "agrees_with_baseline",
+        "hostile_memory",
+        "poison_independent",
+    ],
+)
+def test_right_subject_passes(operator: str, prop: str) -> None:
+    """The same cells on a right implementation: a relation that fails everything would pass the tests above."""
+    result = run_cell(operator, prop, target(operator, "right"), examples=15)
+    assert result.failure is None, f"{result.failure.message}\n{result.failure.sentence}"
+    assert result.cases >= 15
+
+
+@pytest.mark.parametrize("prop", ["split_and_resume", "token_by_token", "future_perturbed"])
+def test_right_prefill_passes(prop: str) -> None:
+    assert run_cell("conv_prefill", prop, target("conv_prefill", "right"), examples=15).status == "passed"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("prop", ["scaled_by_two", "zero_gates_keep_state", "recalls_what_was_written", "heads_permuted"])
+def test_right_decode_passes(prop: str, dtype: str) -> None:
+    assert run_cell("gdn_decode", prop, target("gdn_decode", "right"), dtype=dtype, examples=15).status == "passed"
+
+
+def test_a_subject_that_is_not_deterministic_is_called_that() -> None:
+    result = run_cell("conv_update", "repeated", target("not_deterministic", "faulty"))
+    assert len(failing_case(result, "not bitwise equal").sequences) == 1
+    result = run_cell("conv_update", "equivalence", target("not_deterministic", "faulty"))
+    assert result.status == "failed"
+
+
+@pytest.mark.slow
+def test_first_call_of_a_process() -> None:
+    """A tuner that tries variants in place corrupts the state on the first call only."""
+    failing_case(
+        run_cell("conv_update", "cold_equals_warm", target("first_call_differs", "faulty"), examples=1), "not bitwise equal"
+    )
+    assert run_cell("conv_update", "cold_equals_warm", target("conv_update", "right"), examples=1).status == "passed"
+
+
+def test_the_message_says_what_was_promised() -> None:
+    result = run_cell("conv_prefill", "future_perturbed", target("future_leaks", "faulty"))
+    assert result.failure is not None
+    assert "must not reach the outputs before them" in result.failure.message
+    assert result.failure.rows
+    assert "2 fresh tokens in slot 0" in result.failure.sentence
+    assert 1 <= result.failure.examples <= 60
