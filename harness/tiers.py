@@ -13,11 +13,11 @@ TIERS = ("quick", "premerge", "nightly")
 #: tier -> device -> operator -> cases.
 CASES: dict[str, dict[str, dict[str, int]]] = {
     "quick": {
-        "cpu": {"chunk_metadata": 1500, "step_metadata": 300, "conv_prefill": 200, "conv_update": 150, "gdn_decode": 250},
+        "cpu": {"chunk_metadata": 1500, "step_metadata": 400, "conv_prefill": 400, "conv_update": 350, "gdn_decode": 500},
         "cuda": {"chunk_metadata": 600, "step_metadata": 600, "conv_prefill": 600, "conv_update": 400, "gdn_decode": 600},
     },
     "premerge": {
-        "cpu": {"chunk_metadata": 9600, "step_metadata": 800, "conv_prefill": 500, "conv_update": 350, "gdn_decode": 600},
+        "cpu": {"chunk_metadata": 9600, "step_metadata": 1000, "conv_prefill": 800, "conv_update": 800, "gdn_decode": 1200},
         "cuda": {"chunk_metadata": 2200, "step_metadata": 1300, "conv_prefill": 1900, "conv_update": 1200, "gdn_decode": 1900},
     },
     "nightly": {
@@ -30,6 +30,10 @@ CASES: dict[str, dict[str, dict[str, int]]] = {
 NOT_QUICK = ("cold_equals_warm",)
 
 
+#: Hypothesis begins with the plainest case of all: fewer than this would hardly look further.
+MINIMUM = 6
+
+
 @dataclass(frozen=True)
 class Share:
     """A cell's claim on its operator's cases: a weight, or a fixed number."""
@@ -39,7 +43,7 @@ class Share:
 
 
 def distribute(total: int, shares: list[Share]) -> list[int]:
-    """Cases for each cell: fixed numbers first, the rest by weight, at least three each.
+    """Cases for each cell: fixed numbers first, the rest by weight, at least six each.
 
     The minimum may make the sum larger than ``total``, never smaller.
     """
@@ -50,7 +54,7 @@ def distribute(total: int, shares: list[Share]) -> list[int]:
         if share.fixed is not None:
             out.append(share.fixed)
         else:
-            out.append(max(3, -(-int(rest * share.weight) // max(1, round(weights)))) if weights else 3)
+            out.append(max(MINIMUM, -(-int(rest * share.weight) // max(1, round(weights)))) if weights else MINIMUM)
     missing = total - sum(out)
     heaviest = max(range(len(shares)), key=lambda i: shares[i].weight if shares[i].fixed is None else -1.0, default=None)
     if missing > 0 and heaviest is not None and shares[heaviest].fixed is None:
