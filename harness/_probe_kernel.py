@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 @triton.jit
-def _probe_kernel(values, source, stored, summed, wide, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
+def _probe_kernel(values, source, stored, summed, wide, SIZE: tl.constexpr):
     i = tl.arange(0, SIZE)
     v = tl.load(values + i)
     s = tl.load(source + i)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import operator as operator_module
 import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,6 +40,8 @@ class Breakage:
     value: Callable[[Any], Any]
     exact: bool = True
     strict: bool = False
+    #: Optional arguments left out of the call, lest they be found to contradict the broken one.
+    without: tuple[str, ...] = ()
 
 
 def shape_and_type_breakages(call: dict[str, Any]) -> Iterator[Breakage]:
@@ -48,11 +52,19 @@ def shape_and_type_breakages(call: dict[str, Any]) -> Iterator[Breakage]:
         if value.dim() > 1:
             yield Breakage(f"{name} one element too wide", name, _widened, exact=False)
         wrong = torch.int32 if value.is_floating_point() else torch.float32
-        yield Breakage(f"{name} of dtype {wrong}", name, lambda t, wrong=wrong: torch.zeros(t.shape, device=t.device).to(wrong))
+        yield Breakage(f"{name} of dtype {wrong}", name, partial(_zeros_like, dtype=wrong))
         if len(tensors) > 1:
             yield Breakage(f"{name} on another device", name, lambda t: t.to("meta"), exact=False)
         if name != "bias":
             yield Breakage(f"{name} missing", name, lambda t: None)
+
+
+def _zeros_like(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(tensor.shape, dtype=dtype, device=tensor.device)
+
+
+def _instead(value: Any, _: Any) -> Any:
+    return value
 
 
 def _end_moved(starts: Tensor) -> Tensor:
@@ -71,15 +83,25 @@ def value_breakages(operator: str, call: dict[str, Any]) -> Iterator[Breakage]:
         if call["state_indices"].numel() > 1:
             yield Breakage("two active rows in slot 0", "state_indices", lambda t: t * 0, strict=True)
     if "cu_seqlens" in call and call["cu_seqlens"].numel() > 1:
-        yield Breakage("starts that do not begin with 0", "cu_seqlens", lambda t: t + 1, strict=True)
-        if int(call["cu_seqlens"][-1]) > 0:
-            yield Breakage("starts that decrease", "cu_seqlens", lambda t: t.flip(0) - t[-1] * 0, strict=True)
+        hints = tuple(name for name in ("total_seqlens", "extra_chunks") if name in call)
+        yield Breakage("starts that do not begin with 0", "cu_seqlens", lambda t: t + 1, strict=True, without=hints)
+        if int(call["cu_seqlens"][-1]) > int(call["cu_seqlens"][1]):
+            yield Breakage(
+                "starts that decrease",
+                "cu_seqlens",
+                lambda t: torch.cat([t[:1], t[1:].flip(0)]),
+                strict=True,
+                without=hints,
+            )
         if operator == "conv_prefill":
             yield Breakage("starts that end beyond the last token", "cu_seqlens", _end_moved, strict=True)
+    if operator == "chunk_metadata":
+        for size in (0, -1):
+            yield Breakage(f"chunk_size {size}", "chunk_size", partial(_instead, size))
     if operator == "chunk_metadata" and "total_seqlens" in call:
         for name in ("total_seqlens", "extra_chunks"):
             for delta in (1, -1):
-                yield Breakage(f"{name} off by {delta:+d}", name, lambda n, d=delta: n + d, strict=True)
+                yield Breakage(f"{name} off by {delta:+d}", name, partial(operator_module.add, delta), strict=True)
 
 
 @contextmanager
@@ -98,11 +120,10 @@ def strict_mode(enabled: bool) -> Iterator[None]:
 def arguments_body(context: Context, case: Case) -> None:
     probe = _named(context, _packed(context, case))
     for breakage in (*shape_and_type_breakages(probe), *value_breakages(case.operator, probe)):
-        if breakage.what.endswith("decrease") and case.tokens == 0:
-            continue
         call = _packed(context, case)
         named = _named(context, call)
         broken = {**named, breakage.argument: breakage.value(named[breakage.argument])}
+        broken |= dict.fromkeys(breakage.without)
         _require_rejected(context, breakage, call, broken)
         context.cases += 1
 
@@ -147,7 +168,11 @@ def _require_rejected(context: Context, breakage: Breakage, call: Call, broken: 
         )
     else:
         mode = " in strict mode (SLUICEGATE_STRICT=1)" if breakage.strict else ""
-        fail("not rejected", f"{breakage.what} was accepted{mode}, expected a ValueError that names {breakage.argument!r}", mark=breakage.what)
+        fail(
+            "not rejected",
+            f"{breakage.what} was accepted{mode}, expected a ValueError that names {breakage.argument!r}",
+            mark=breakage.what,
+        )
     call.arena.check()
 
 

@@ -16,6 +16,7 @@ The constants are calibrated on implementations known to be right (`tests/test_b
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -72,10 +73,19 @@ def measure(got: Tensor, oracle: Tensor, model: Tensor, magnitude: Tensor) -> Me
     )
 
 
-def require_within(got: Tensor, oracle: Tensor, model: Tensor, magnitude: Tensor, what: str) -> float:
+Locate = Callable[[list[int]], str]
+
+
+def _indices(index: list[int]) -> str:
+    return str(index)
+
+
+def require_within(
+    got: Tensor, oracle: Tensor, model: Tensor, magnitude: Tensor, what: str, locate: Locate = _indices
+) -> float:
     """Raise the failure of the worst row, or return the largest share of its allowance that a row used.
 
-    ``what`` names the tensor for the message, e.g. ``"o of sequence 1"``; rows are located by their leading indices.
+    ``what`` names the tensor for the message, e.g. ``"output"``; ``locate`` puts a row's leading indices into words.
     """
     if got.numel() == 0:
         return 0.0
@@ -83,11 +93,15 @@ def require_within(got: Tensor, oracle: Tensor, model: Tensor, magnitude: Tensor
     if bool(bad.any()):
         index = torch.nonzero(bad)[0].tolist()
         symptom = "not written" if bool(got[tuple(index)].isnan()) else "non-finite"
-        hint = " (the buffer was poisoned with NaN: nobody wrote it, or the call read poisoned memory)" if symptom == "not written" else ""
+        hint = (
+            " (the buffer was poisoned with NaN: nobody wrote it, or the call read poisoned memory)"
+            if symptom == "not written"
+            else ""
+        )
         fail(
             symptom,
-            f"{what} {index}: got {got[tuple(index)].item()} where the oracle has {oracle[tuple(index)].item():.6g}{hint}",
-            worst_rows(got, oracle, bad.reshape(-1, got.shape[-1]).any(1).double()),
+            f"{what} of {locate(index[:-1])}, element {index[-1]}: got {got[tuple(index)].item()} where the oracle has {oracle[tuple(index)].item():.6g}{hint}",
+            worst_rows(got, oracle, bad.reshape(-1, got.shape[-1]).any(1).double(), locate=locate),
             mark=what.split(" ")[0],
         )
     measured = measure(got, oracle, model, magnitude)
@@ -95,7 +109,9 @@ def require_within(got: Tensor, oracle: Tensor, model: Tensor, magnitude: Tensor
     worst = float(ratio.max())
     if worst > 1.0:
         i = int(ratio.argmax())
-        rms_decides = float(measured.rms[i] / measured.rms_allowed[i]) >= float(measured.peak[i] / measured.peak_allowed[i])
+        rms_decides = float(measured.rms[i] / measured.rms_allowed[i]) >= float(
+            measured.peak[i] / measured.peak_allowed[i]
+        )
         kind = "RMS" if rms_decides else "maximum"
         error = measured.rms[i] if rms_decides else measured.peak[i]
         allowed = measured.rms_allowed[i] if rms_decides else measured.peak_allowed[i]
@@ -104,13 +120,20 @@ def require_within(got: Tensor, oracle: Tensor, model: Tensor, magnitude: Tensor
             "over budget",
             f"{what}: {rows} of {ratio.numel()} rows further from the oracle than rounding explains; the worst one's {kind} error"
             f" is {float(error):.3g}, allowed {float(allowed):.3g} ({worst:.3g} times over)",
-            worst_rows(got, oracle, ratio, measured),
+            worst_rows(got, oracle, ratio, measured, locate=locate),
             mark=what.split(" ")[0],
         )
     return worst
 
 
-def worst_rows(got: Tensor, oracle: Tensor, ratio: Tensor, measured: Measured | None = None, count: int = 3) -> list[Row]:
+def worst_rows(
+    got: Tensor,
+    oracle: Tensor,
+    ratio: Tensor,
+    measured: Measured | None = None,
+    count: int = 3,
+    locate: Locate = _indices,
+) -> list[Row]:
     """The rows with the largest ``ratio`` [rows], as the report shows them: their first values, expected and got."""
     shape, columns = got.shape[:-1], got.shape[-1]
     flat_got, flat_oracle = got.reshape(-1, columns), oracle.reshape(-1, columns)
@@ -118,7 +141,7 @@ def worst_rows(got: Tensor, oracle: Tensor, ratio: Tensor, measured: Measured | 
     for i in ratio.argsort(descending=True)[:count].tolist():
         if not float(ratio[i]) > (0.0 if measured is None else 1.0):
             break
-        where = "[" + ", ".join(str(int(v)) for v in torch.unravel_index(torch.tensor(i), shape)) + "]" if shape else "[]"
+        where = locate([int(v) for v in torch.unravel_index(torch.tensor(i), shape)])
         # Show the stretch of the row in which the largest difference lies.
         difference = torch.nan_to_num((flat_got[i].double() - flat_oracle[i].double()).abs(), nan=float("inf"))
         start = max(0, min(int(difference.argmax()) - 2, columns - 6))

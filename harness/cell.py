@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 import time
 from collections import Counter
@@ -38,7 +39,7 @@ class CellSpec:
     seed: int
     check_memory: bool = True
 
-    @property
+    @builtins.property  # the field above hides the plain name
     def key(self) -> str:
         return f"{self.operator}/{self.subject}/{self.property}/{self.dtype}/{self.device}"
 
@@ -215,8 +216,7 @@ class Cell:
             return failure.case, failure, ""  # type: ignore[attr-defined]
         except FlakyFailure:
             assert self._first_failure is not None
-            case, failure = self._first_failure
-            return case, failure, "The same case did not fail every time: the subject is not deterministic."
+            return *self._first_failure, "The same case did not fail every time: the subject is not deterministic."
         except DeviceLost:
             raise
         except Unsatisfiable as error:

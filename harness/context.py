@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from harness import budget
 from harness.batch import Batch, Result
+from harness.memory import same_bits
 from harness.operators.base import Operator, SequenceOperator
 from harness.subjects import Capabilities, baseline
 
@@ -76,36 +78,62 @@ class Context:
 
     def require_within_budget(self, got: Result, batch: Batch) -> None:
         """Outputs and states of every active sequence, judged apart against the oracle (see `harness.budget`)."""
+        active = batch.active
+        if not active:
+            return
         operator = self.sequences
         oracle, model, magnitude = operator.oracle(batch), operator.model(batch), operator.magnitude(batch)
-        for i in batch.active:
-            if operator.state_is_copy:
-                self._state_bits(got, model, i, "the state is a copy of the last inputs: no arithmetic takes part in it")
-            else:
-                rows = [t.states[i].flatten(1) for t in (got, oracle, model, magnitude)]  # type: ignore[union-attr]
-                self._share(budget.require_within(*rows, f"state of sequence {i}"))
+        if operator.state_is_copy:
+            why = "the state is a copy of the last inputs: no arithmetic takes part in it"
+            self._require_same_bits(got, model, active, "states", why)
+        else:
+            rows = [_joined(t, active, "states") for t in (got, oracle, model, magnitude)]
             self._share(
                 budget.require_within(
-                    got.outputs[i], oracle.outputs[i], model.outputs[i], magnitude.outputs[i], f"output of sequence {i}"
+                    rows[0], rows[1], rows[2], rows[3], "state", lambda i: f"sequence {active[i[0]]}, head {i[1]}"
                 )
             )
+        lengths = [batch.lengths[i] for i in active]
+        owners = [(i, t) for i, length in zip(active, lengths, strict=True) for t in range(length)]
+
+        def token(index: list[int]) -> str:
+            sequence, number = owners[index[0]]
+            return f"sequence {sequence}, token {number}" + (f", head {index[1]}" if len(index) > 1 else "")
+
+        rows = [_joined(t, active, "outputs") for t in (got, oracle, model, magnitude)]
+        self._share(budget.require_within(rows[0], rows[1], rows[2], rows[3], "output", token))
 
     def _share(self, share: float) -> None:
         self.worst_share = max(self.worst_share, share)
 
-    def require_same(self, got: Result, expected: Result, why: str, *, batch: Batch, only: list[int] | None = None) -> None:
+    def require_same(
+        self, got: Result, expected: Result, why: str, *, batch: Batch, only: list[int] | None = None
+    ) -> None:
         """Bitwise equality of outputs and states, sequence by sequence; by the budget for a subject that promises less."""
         if not self.capabilities.bitwise:
             self.require_within_budget(got, batch)
             return
-        for i in range(len(expected.outputs)) if only is None else only:
-            if expected.states[i] is not None:
-                self._state_bits(got, expected, i, why)
-            budget.require_same_bits(got.outputs[i], expected.outputs[i], f"output of sequence {i}", why)
+        chosen = list(range(len(expected.outputs))) if only is None else only
+        with_state = [i for i in chosen if expected.states[i] is not None]
+        self._require_same_bits(got, expected, with_state, "states", why)
+        self._require_same_bits(got, expected, chosen, "outputs", why)
 
     @staticmethod
-    def _state_bits(got: Result, expected: Result, i: int, why: str) -> None:
-        have, want = got.states[i], expected.states[i]
-        if have is None or want is None:
-            raise TypeError(f"sequence {i} has no state to compare")
-        budget.require_same_bits(have, want, f"state of sequence {i}", why)
+    def _require_same_bits(got: Result, expected: Result, chosen: list[int], name: str, why: str) -> None:
+        """Compared at once, since hundreds of small comparisons would each wait for the device; reported one by one."""
+        haves, wants = ([getattr(r, name)[i] for i in chosen] for r in (got, expected))
+        shapes_agree = all(h.shape == w.shape and h.dtype == w.dtype for h, w in zip(haves, wants, strict=True))
+        if not chosen or (shapes_agree and same_bits(_flat(haves), _flat(wants))):
+            return
+        for i, have, want in zip(chosen, haves, wants, strict=True):
+            budget.require_same_bits(have, want, f"{name[:-1]} of sequence {i}", why)
+
+
+def _flat(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([t.reshape(-1) for t in tensors])
+
+
+def _joined(result: Result, active: list[int], name: str) -> Tensor:
+    """Outputs of the active sequences as [tokens, ...], or their states as [sequences, heads, V x K]."""
+    parts = [getattr(result, name)[i] for i in active]
+    return torch.cat(parts) if name == "outputs" else torch.stack([part.flatten(1) for part in parts])

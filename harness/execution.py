@@ -15,7 +15,6 @@ from harness import inflight
 from harness.failure import Failure, fail
 from harness.memory import Arena, PoisonedAllocations
 
-
 _PACKAGE = Path(__file__).parent
 
 
@@ -23,7 +22,13 @@ class DeviceLost(RuntimeError):
     """The CUDA context is unusable (illegal access, launch failure): this process cannot judge anything any more."""
 
 
-_FATAL_CUDA = ("illegal memory access", "misaligned address", "device-side assert", "launch failure", "unspecified launch")
+_FATAL_CUDA = (
+    "illegal memory access",
+    "misaligned address",
+    "device-side assert",
+    "launch failure",
+    "unspecified launch",
+)
 
 
 @dataclass
@@ -55,7 +60,6 @@ def raised(error: BaseException, what: str) -> NoReturn:
         details="".join(traceback.format_exception(error)),
         mark=type(error).__name__,
     )
-    raise AssertionError("unreachable")
 
 
 @contextmanager

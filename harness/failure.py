@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import builtins
 import hashlib
 import json
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, NoReturn
 
 #: In the order in which a result is judged (design section 5).
 SYMPTOMS = (
@@ -79,11 +80,13 @@ class Failure(AssertionError):
 @cache
 def _failure_type(symptom: str, mark: str) -> type[Failure]:
     if symptom not in SYMPTOMS:
-        raise ValueError(f"symptom: got {symptom!r}, expected one of {SYMPTOMS}; add new ones to harness.failure.SYMPTOMS")
+        raise ValueError(
+            f"symptom: got {symptom!r}, expected one of {SYMPTOMS}; add new ones to harness.failure.SYMPTOMS"
+        )
     return type(f"Failure[{symptom}{mark}]", (Failure,), {"symptom": symptom})
 
 
-def fail(symptom: str, message: str, rows: list[Row] | None = None, *, details: str = "", mark: str = "") -> None:
+def fail(symptom: str, message: str, rows: list[Row] | None = None, *, details: str = "", mark: str = "") -> NoReturn:
     """Raise the failure of this symptom. ``mark`` narrows the identity, e.g. to the exception's type or the tensor."""
     raise _failure_type(symptom, mark)(message, rows, details)
 
@@ -112,7 +115,7 @@ class FailureRecord:
     seconds: float = 0.0
     examples: int = 0
 
-    @property
+    @builtins.property  # the field above hides the plain name
     def id(self) -> str:
         """Stable over runs that find the same symptom in the same cell: names the fault, not the draw."""
         return failure_id(self.operator, self.subject, self.property, self.dtype, self.device, self.symptom)

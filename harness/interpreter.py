@@ -109,7 +109,9 @@ def probe() -> dict[str, str]:
     import triton
 
     if not triton.knobs.runtime.interpret:
-        return dict.fromkeys(("float32", "float16", "bfloat16"), "Triton was imported before TRITON_INTERPRET=1 was set")
+        return dict.fromkeys(
+            ("float32", "float16", "bfloat16"), "Triton was imported before TRITON_INTERPRET=1 was set"
+        )
     from harness._probe_kernel import probe_arithmetic
 
     untrusted = {}
@@ -122,7 +124,9 @@ def probe() -> dict[str, str]:
         try:
             probe_arithmetic(values, source, stored, summed, wide)
         except Exception as error:  # noqa: BLE001 - an interpreter that cannot run this cannot be trusted with anything
-            untrusted[name] = f"the interpreter fails at {name} arithmetic ({error})" + (f": {reason}" if reason else "")
+            untrusted[name] = f"the interpreter fails at {name} arithmetic ({error})" + (
+                f": {reason}" if reason else ""
+            )
             continue
         exact = (
             torch.equal(stored, source)

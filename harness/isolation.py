@@ -130,7 +130,7 @@ class Sandbox:
             _end(child)
         if answer is None or "digest" not in answer:
             fail("crashed", f"the first call of a new process gave no result: {answer}", mark="cold")
-        return str(answer["digest"])  # type: ignore[index]
+        return str(answer["digest"])
 
     def close(self) -> None:
         if self._child is not None:

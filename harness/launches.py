@@ -34,7 +34,7 @@ def recorded(*, execute: bool = True) -> Iterator[Launches]:
     if interpreter.requested():
         from triton.runtime.interpreter import InterpretedFunction as Kernel
     else:
-        from triton.runtime.jit import JITFunction as Kernel  # type: ignore[assignment]
+        from triton.runtime.jit import JITFunction as Kernel
     original = Kernel.run
 
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -49,11 +49,11 @@ def recorded(*, execute: bool = True) -> Iterator[Launches]:
         seen.variants[name].add(kernel.hash)
         return kernel
 
-    Kernel.run = run  # type: ignore[method-assign]
+    Kernel.run = run
     try:
         yield seen
     finally:
-        Kernel.run = original  # type: ignore[method-assign]
+        Kernel.run = original
 
 
 def _interpreted_key(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:

@@ -144,7 +144,11 @@ class Arena:
                 f"{buffer.name}: slot {row} belongs to no active row of this batch, yet {len(changed)} of its bytes' elements"
                 f" changed (first: {old} became {new}); active slots: {sorted(buffer.writable_rows)}",
             )
-        fail("input changed", f"{buffer.name}: the call changed its input in row {row} ({old} became {new})", mark=buffer.name)
+        fail(
+            "input changed",
+            f"{buffer.name}: the call changed its input in row {row} ({old} became {new})",
+            mark=buffer.name,
+        )
 
 
 class EagerMode(TorchDispatchMode):

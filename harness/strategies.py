@@ -51,13 +51,13 @@ CPU = Scale(
 )
 GPU = Scale(
     name="cuda",
-    max_sequences=300,
+    max_sequences=200,
     max_tokens=6000,
     boundaries=(4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048),
     channels=(1, 2, 3, 8, 20, 130, 192, 513, 2054, 8192),
     head_dims=(8, 16, 24, 64, 100, 128),
     max_heads=4,
-    slots=700,
+    slots=260,
 )
 
 
@@ -137,7 +137,10 @@ def _crowd(models: list[tuple[int, Kind, int]], extra: tuple[int, int], slots: i
     taken = {slot for _, _, slot in models}
     free = [slot for slot in range(slots) if slot not in taken]
     like = rng.choices(models, k=size)
-    return [*models, *((min(n, 24), kind, slot) for (n, kind, _), slot in zip(like, rng.sample(free, size), strict=True))]
+    return [
+        *models,
+        *((min(n, 24), kind, slot) for (n, kind, _), slot in zip(like, rng.sample(free, size), strict=True)),
+    ]
 
 
 def layouts(*, heads: bool, fused: bool) -> SearchStrategy[Layout]:

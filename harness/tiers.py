@@ -13,16 +13,52 @@ TIERS = ("quick", "premerge", "nightly")
 #: tier -> device -> operator -> cases.
 CASES: dict[str, dict[str, dict[str, int]]] = {
     "quick": {
-        "cpu": {"chunk_metadata": 1500, "step_metadata": 400, "conv_prefill": 400, "conv_update": 350, "gdn_decode": 500},
-        "cuda": {"chunk_metadata": 600, "step_metadata": 600, "conv_prefill": 600, "conv_update": 400, "gdn_decode": 600},
+        "cpu": {
+            "chunk_metadata": 1500,
+            "step_metadata": 400,
+            "conv_prefill": 400,
+            "conv_update": 350,
+            "gdn_decode": 500,
+        },
+        "cuda": {
+            "chunk_metadata": 600,
+            "step_metadata": 600,
+            "conv_prefill": 600,
+            "conv_update": 400,
+            "gdn_decode": 600,
+        },
     },
     "premerge": {
-        "cpu": {"chunk_metadata": 9600, "step_metadata": 1000, "conv_prefill": 800, "conv_update": 800, "gdn_decode": 1200},
-        "cuda": {"chunk_metadata": 2200, "step_metadata": 1300, "conv_prefill": 1900, "conv_update": 1200, "gdn_decode": 1900},
+        "cpu": {
+            "chunk_metadata": 9600,
+            "step_metadata": 1000,
+            "conv_prefill": 800,
+            "conv_update": 800,
+            "gdn_decode": 1200,
+        },
+        "cuda": {
+            "chunk_metadata": 2200,
+            "step_metadata": 1300,
+            "conv_prefill": 1900,
+            "conv_update": 1200,
+            "gdn_decode": 1900,
+        },
     },
     "nightly": {
-        "cpu": {"chunk_metadata": 60000, "step_metadata": 5000, "conv_prefill": 4000, "conv_update": 3000, "gdn_decode": 5000},
-        "cuda": {"chunk_metadata": 20000, "step_metadata": 10000, "conv_prefill": 20000, "conv_update": 12000, "gdn_decode": 20000},
+        "cpu": {
+            "chunk_metadata": 60000,
+            "step_metadata": 5000,
+            "conv_prefill": 4000,
+            "conv_update": 3000,
+            "gdn_decode": 5000,
+        },
+        "cuda": {
+            "chunk_metadata": 20000,
+            "step_metadata": 10000,
+            "conv_prefill": 20000,
+            "conv_update": 12000,
+            "gdn_decode": 20000,
+        },
     },
 }
 
@@ -56,7 +92,9 @@ def distribute(total: int, shares: list[Share]) -> list[int]:
         else:
             out.append(max(MINIMUM, -(-int(rest * share.weight) // max(1, round(weights)))) if weights else MINIMUM)
     missing = total - sum(out)
-    heaviest = max(range(len(shares)), key=lambda i: shares[i].weight if shares[i].fixed is None else -1.0, default=None)
+    heaviest = max(
+        range(len(shares)), key=lambda i: shares[i].weight if shares[i].fixed is None else -1.0, default=None
+    )
     if missing > 0 and heaviest is not None and shares[heaviest].fixed is None:
         out[heaviest] += missing
     return out

@@ -74,7 +74,10 @@ class _Controller:
         if stack.startswith("device lost"):
             symptom, message = "crashed", stack.strip().splitlines()[0]
         elif "Timeout" in stack:
-            symptom, message = "hung", f"no answer within {self.plan.case_timeout:g} s; the worker was ended by its watchdog"
+            symptom, message = (
+                "hung",
+                f"no answer within {self.plan.case_timeout:g} s; the worker was ended by its watchdog",
+            )
         else:
             symptom, message = "crashed", "the worker process died while this case ran"
         result = CellResult(spec, "failed", cases=1, reason=message)
@@ -94,7 +97,9 @@ def properties_folder() -> Path:
     """Where the suites are: the importable package ``properties``."""
     spec = importlib.util.find_spec("properties")
     if spec is None or not spec.submodule_search_locations:
-        raise ValueError("the package `properties` is not importable; run from the checkout or install it (pip install -e .)")
+        raise ValueError(
+            "the package `properties` is not importable; run from the checkout or install it (pip install -e .)"
+        )
     return Path(next(iter(spec.submodule_search_locations)))
 
 

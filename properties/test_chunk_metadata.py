@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 
 from harness import arguments, guards
@@ -35,6 +37,18 @@ def hints_agree_body(context: Context, case: Case) -> None:
     """The caller's totals spare a sync; they must not change the answer."""
     other = case.with_(options={"hints": not case.options["hints"]})
     _operator(context).require_equal(_run(context, case), _run(context, other), "with and without hints must agree")
+
+
+def own_count_body(context: Context, case: Case) -> None:
+    """A subject that brings its own way to count extra chunks must count what `chunk_metadata` expects as a hint."""
+    count = getattr(inspect.getmodule(context.function), "count_extra_chunks", None)
+    if count is None:
+        return
+    operator, chunk = _operator(context), case.dims["C"]
+    call = operator.pack(case.with_(options={"hints": False}), context.device)
+    call.keywords.update(total_seqlens=case.tokens, extra_chunks=count(case.lengths, chunk))
+    got = operator.run(context.function, call, check_memory=context.check_memory)
+    operator.require_equal(got, operator.oracle(case), f"with the hint of its own helper; {operator.describe(case)}")
 
 
 def empties_dropped_body(context: Context, case: Case) -> None:
@@ -80,11 +94,14 @@ def block_crossing_body(context: Context, case: Case) -> None:
 
 
 def repeated_body(context: Context, case: Case) -> None:
-    _operator(context).require_equal(_run(context, case), _run(context, case), "a second call must give the same integers")
+    _operator(context).require_equal(
+        _run(context, case), _run(context, case), "a second call must give the same integers"
+    )
 
 
 equivalence = Property("equivalence", "equivalence", equivalence_body, weight=20)
 hints_agree = Property("hints_agree", "relations", hints_agree_body)
+own_count = Property("hint_of_its_own_helper", "relations", own_count_body)
 empties_dropped = Property("empty_sequences_dropped", "relations", empties_dropped_body)
 aligned_prefix = Property("aligned_prefix", "relations", aligned_prefix_body)
 scaled = Property("scaled_to_2_31_tokens", "relations", scaled_body)
@@ -94,6 +111,7 @@ repeated = Property("repeated", "relations", repeated_body)
 PROPERTIES = (
     equivalence,
     hints_agree,
+    own_count,
     empties_dropped,
     aligned_prefix,
     scaled,

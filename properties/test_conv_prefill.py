@@ -70,7 +70,11 @@ def trailing_tokens_body(context: Context, case: Case) -> None:
     padded = padded.replaced(
         batch.size,
         segment=behind,
-        tokens={"x": torch.full((extra, case.dims["D"]), float("nan"), dtype=batch.tokens[0]["x"].dtype, device=batch.device)},
+        tokens={
+            "x": torch.full(
+                (extra, case.dims["D"]), float("nan"), dtype=batch.tokens[0]["x"].dtype, device=batch.device
+            )
+        },
     )
     operator = context.sequences
 

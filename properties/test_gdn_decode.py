@@ -84,7 +84,9 @@ def heads_permuted_body(context: Context, case: Case) -> None:
     expected = Result(
         tuple(o[:, values] for o in plain.outputs), tuple(None if s is None else s[values] for s in plain.states)
     )
-    context.require_same(got, expected, f"key heads in the order {order.tolist()} must permute the results", batch=permuted)
+    context.require_same(
+        got, expected, f"key heads in the order {order.tolist()} must permute the results", batch=permuted
+    )
 
 
 def permute_heads(batch: Batch, order: torch.Tensor, values: torch.Tensor) -> Batch:

@@ -17,7 +17,9 @@ def choose(device: str) -> str:
 
     available = torch.cuda.is_available()
     if device == "cuda" and not available:
-        raise ValueError("--device: got cuda, but torch sees no CUDA device; use --device cpu, or install a CUDA build of torch")
+        raise ValueError(
+            "--device: got cuda, but torch sees no CUDA device; use --device cpu, or install a CUDA build of torch"
+        )
     chosen = ("cuda" if available else "cpu") if device == "auto" else device
     if chosen == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"

@@ -27,12 +27,14 @@ def command(
     fault: Annotated[list[str] | None, typer.Option(help="Only the fault of this id; may be repeated.")] = None,
     seed: Annotated[int | None, typer.Option(help="Repeats a run exactly; drawn and printed by default.")] = None,
     workers: Annotated[int | None, typer.Option(help="Trials at a time; one a core by default.", min=1)] = None,
-    time_limit: Annotated[float, typer.Option(help="Seconds after which a fault that nothing found has survived.")] = 60.0,
+    time_limit: Annotated[
+        float, typer.Option(help="Seconds after which a fault that nothing found has survived.")
+    ] = 60.0,
     out: Annotated[Path, typer.Option(help="Folder of faults.json and of each trial's log.")] = Path("out/faults"),
 ) -> None:
     """Prove the gate: every fault of the catalogue must be found by some property of its operator.
 
-    Exit status 0: every fault that this device can show was found. 1: some survived, or a trial went wrong. 2: wrong usage.
+    Exit status 0: every fault that this device can show was found. 1: one survived or a trial went wrong. 2: bad usage.
     """
     # Trials are forked, and a CUDA context does not survive a fork: ask the driver's library whether there is a GPU, so
     # that this question alone does not create one.
@@ -57,9 +59,7 @@ def command(
     settings = Settings(device=chosen, seed=drawn, folder=out / "trials", time_limit=time_limit)
     start = time.perf_counter()
     with _Progress(console, f"on {chosen}, seed {drawn}", len(faults)) as progress:
-        verdicts = runner.run(
-            faults, settings, workers=workers or default_workers(chosen), listener=progress.advance
-        )
+        verdicts = runner.run(faults, settings, workers=workers or default_workers(chosen), listener=progress.advance)
     seconds = time.perf_counter() - start
     matrix.save(verdicts, settings, seconds, out / "faults.json")
     matrix.show(console, verdicts)

@@ -31,7 +31,9 @@ def command(
         typer.echo(f"sluicegate list: {error}", err=True)
         raise typer.Exit(2) from error
     for one in chosen:
-        table = Table(title=f"{one.name}: {one.summary}", title_justify="left", show_header=False, box=None, pad_edge=False)
+        table = Table(
+            title=f"{one.name}: {one.summary}", title_justify="left", show_header=False, box=None, pad_edge=False
+        )
         table.add_column(style="bold", no_wrap=True)
         table.add_column()
         for found in registered(one.name):
@@ -41,9 +43,15 @@ def command(
             table.add_row("baseline", before.target)
         table.add_row("dtypes", ", ".join(one.dtypes))
         for group in GROUPS:
-            names = [p.name + ("" if "cpu" in p.devices else " (GPU)") for p in suite(one.name).PROPERTIES if p.group == group]
+            names = [
+                p.name + ("" if "cpu" in p.devices else " (GPU)")
+                for p in suite(one.name).PROPERTIES
+                if p.group == group
+            ]
             if names:
                 table.add_row(group, ", ".join(names))
-        table.add_row("cases", "; ".join(f"{t}: {CASES[t]['cpu'][one.name]} CPU, {CASES[t]['cuda'][one.name]} GPU" for t in TIERS))
+        table.add_row(
+            "cases", "; ".join(f"{t}: {CASES[t]['cpu'][one.name]} CPU, {CASES[t]['cuda'][one.name]} GPU" for t in TIERS)
+        )
         console.print(table)
         console.print()

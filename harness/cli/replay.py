@@ -23,7 +23,9 @@ def command(
 ) -> None:
     """Run the case of a failure again. Exit status 0: fixed. 1: fails as recorded, or differently. 2: wrong usage."""
     if not file.exists():
-        typer.echo(f"sluicegate replay: no file {file}; the failures of the last run are in out/latest/failures/", err=True)
+        typer.echo(
+            f"sluicegate replay: no file {file}; the failures of the last run are in out/latest/failures/", err=True
+        )
         raise typer.Exit(USAGE)
     recorded = json.loads(file.read_text())
     try:

@@ -28,7 +28,8 @@ def command(
     ] = None,
     tier: Annotated[str, typer.Option(help="quick, premerge or nightly.")] = "quick",
     properties: Annotated[
-        str | None, typer.Option(help="Property groups, separated by commas: equivalence,relations,memory,arguments,cost.")
+        str | None,
+        typer.Option(help="Property groups, separated by commas: equivalence,relations,memory,arguments,cost."),
     ] = None,
     cases: Annotated[int | None, typer.Option(help="Cases an operator, instead of the tier's number.", min=1)] = None,
     seed: Annotated[int | None, typer.Option(help="Repeats a run exactly; drawn and printed by default.")] = None,
@@ -97,7 +98,9 @@ def _plan(
     names = tuple(get(name).name for name in operator_names or [s.operator for s in subjects] or OPERATORS)
     for given in subjects:
         if given.operator not in names:
-            raise ValueError(f"--subject: {given.spec} is given, but {given.operator} is not among the operators to verify")
+            raise ValueError(
+                f"--subject: {given.spec} is given, but {given.operator} is not among the operators to verify"
+            )
     plan = Plan(
         operators=tuple(dict.fromkeys(names)),
         subjects=subjects,
@@ -142,7 +145,9 @@ class _Progress:
             TimeElapsedColumn(),
             console=console,
         )
-        self.task = self.bar.add_task(f"on {plan.device}, tier {plan.tier}, seed {plan.seed}", total=total, cases=0, failed=0)
+        self.task = self.bar.add_task(
+            f"on {plan.device}, tier {plan.tier}, seed {plan.seed}", total=total, cases=0, failed=0
+        )
         self.cases = self.failed = 0
 
     def __enter__(self) -> None:

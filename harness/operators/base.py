@@ -36,7 +36,7 @@ class Operator(ABC):
     summary: ClassVar[str]
     #: dtypes of its cells; metadata operators have one.
     dtypes: ClassVar[tuple[str, ...]]
-    case_type: ClassVar[type]
+    case_type: ClassVar[Any]
 
     @abstractmethod
     def cases(self, scale: Scale, dtype: str) -> SearchStrategy[Any]:
@@ -47,7 +47,8 @@ class Operator(ABC):
         """The case in a sentence that a person would say."""
 
     def case_from_json(self, data: Mapping[str, Any]) -> AnyCase:
-        return self.case_type.from_json(data)
+        case: AnyCase = self.case_type.from_json(data)
+        return case
 
     def coverage(self, case: Any) -> dict[str, list[str | int]]:
         """What this case adds to the report's coverage drawings: axis to values."""
@@ -144,9 +145,10 @@ class SequenceOperator(Operator):
             fail("wrong shape", f"{self.name} returned shape {tuple(out.shape)}, expected {expected}")
         if out.dtype != dtype:
             fail("wrong dtype", f"{self.name} returned {out.dtype}, expected {dtype}, the dtype of its inputs")
-        outputs = tuple(part.clone() for part in out.split(batch.lengths))
-        for i, segment in enumerate(batch.segments):
-            if not segment.active and not bool((outputs[i] == 0).all()):
+        outputs = tuple(out.clone().split(batch.lengths))
+        idle = [i for i, segment in enumerate(batch.segments) if not segment.active]
+        if idle and not bool((torch.cat([outputs[i] for i in idle]) == 0).all()):
+            for i in (i for i in idle if not bool((outputs[i] == 0).all())):
                 row = outputs[i].reshape(-1)[:6].double().tolist()
                 fail(
                     "inactive row not zero",
@@ -154,7 +156,9 @@ class SequenceOperator(Operator):
                     [Row(f"sequence {i}", [0.0] * len(row), row)],
                 )
         pool = call.keywords[self.state_name]
-        states = tuple(pool[s.slot].clone() if s.active else None for s in batch.segments)
+        rows = torch.tensor([s.slot for s in batch.segments if s.active], dtype=torch.int64, device=pool.device)
+        stored = iter(pool[rows])  # an index copies
+        states = tuple(next(stored) if s.active else None for s in batch.segments)
         return Result(outputs, states)
 
     # -- packing helpers --------------------------------------------------------------------------------------------
@@ -163,13 +167,15 @@ class SequenceOperator(Operator):
         """The state pool: rows of resumed sequences hold their state, every other row is poison, active rows may change."""
         shape = self.state_shape(batch)
         content = torch.full((batch.pool_slots, *shape), float("nan"), dtype=dtype, device=arena.device)
-        writable = []
+        writable, held = [], {}
         for segment, state in zip(batch.segments, batch.states, strict=True):
             if segment.active and state is not None:
-                content[segment.slot] = state
+                held[segment.slot] = state
             # An empty resumed sequence leaves its slot untouched (design decision 4).
             if segment.active and not (segment.length == 0 and segment.kind == "resumed"):
                 writable.append(segment.slot)
+        if held:
+            content[torch.tensor(list(held), device=arena.device)] = torch.stack(list(held.values()))
         inner = content.stride()[1:]
         slot_stride = content[0].numel() + batch.layout.slot_pad
         return arena.place(self.state_name, content, strides=(slot_stride, *inner), writable_rows=writable)
@@ -198,13 +204,13 @@ class SequenceOperator(Operator):
         if layout.fused and len(packed) > 1:
             return arena.place_fused(packed, row_pad=layout.row_pad, offset=layout.base_offset)
         placed = {}
-        for name, content in packed.items():
+        # Each input has pitches of its own: two that agree would hide that one is read with the other's.
+        for place, (name, content) in enumerate(packed.items(), start=1):
             strides = list(content.contiguous().stride())
             if content.dim() == 3:
-                strides[1] += layout.head_pad
+                strides[1] += place * layout.head_pad
                 strides[0] = strides[1] * content.shape[1]
-            if layout.row_pad:
-                strides[0] += layout.row_pad
+            strides[0] += place * layout.row_pad
             placed[name] = arena.place(name, content, strides=strides, offset=layout.base_offset)
         return placed
 
@@ -233,7 +239,11 @@ def say_segments(case: Case, *, decode: bool, limit: int = 6) -> str:
     parts = []
     for segment in case.sequences[:limit]:
         if not segment.active:
-            parts.append(f"an inactive row (slot {case.pad_slot})" if decode else f"{plural(segment.length, 'inactive token')} (slot {case.pad_slot})")
+            parts.append(
+                f"an inactive row (slot {case.pad_slot})"
+                if decode
+                else f"{plural(segment.length, 'inactive token')} (slot {case.pad_slot})"
+            )
         elif decode:
             parts.append(f"slot {segment.slot}")
         else:
@@ -251,7 +261,9 @@ def say_rest(case: Case) -> str:
     words.append(f"{case.dtype}{state}, pool of {case.pool_slots} slots")
     plain = {"unit", "random", "mixed"}
     regimes = [f"{k} {v}" for k, v in case.regime.items() if v not in plain]
-    options = [k.replace("_", " ") if v is True else f"{k}={v}" for k, v in case.options.items() if v not in (False, None)]
+    options = [
+        k.replace("_", " ") if v is True else f"{k}={v}" for k, v in case.options.items() if v not in (False, None)
+    ]
     layout = [
         f"{name.replace('_', ' ')}" if value is True else f"{name.replace('_', ' ')} {value}"
         for name, value in vars(case.layout).items()

@@ -40,18 +40,21 @@ class ChunkMetadata(Operator):
             CHUNK_SIZES,
             st.booleans(),
             st.booleans(),
+            st.booleans(),
             strategies.CHOICES,
             st.just(dtype),
         )
 
-    def _case(self, lengths: list[int], chunk_size: int, hints: bool, wide: bool, choice: int, dtype: str) -> Case:
+    def _case(
+        self, lengths: list[int], chunk_size: int, hints: bool, wide: bool, strided: bool, choice: int, dtype: str
+    ) -> Case:
         return Case(
             operator=self.name,
             sequences=tuple(Segment(n) for n in lengths),
             dims={"C": chunk_size},
             dtype=dtype,
             options={"hints": hints},
-            layout=Layout(wide_indices=wide),
+            layout=Layout(wide_indices=wide, strided_indices=strided),
             choice=choice,
         )
 
@@ -59,18 +62,18 @@ class ChunkMetadata(Operator):
         lengths = case.lengths
         shown = ", ".join(map(str, lengths[:12])) + (f", … ({len(lengths)} in all)" if len(lengths) > 12 else "")
         hints = "with total_seqlens and extra_chunks given" if case.options["hints"] else "without hints"
-        dtype = "int64" if case.layout.wide_indices else "int32"
-        return (
-            f"{plural(len(lengths), 'sequence')} of {shown} tokens, chunk size {case.dims['C']}, {hints}, {dtype} starts"
-        )
+        dtype = ("strided " if case.layout.strided_indices else "") + ("int64" if case.layout.wide_indices else "int32")
+        return f"{plural(len(lengths), 'sequence')} of {shown} tokens, chunk size {case.dims['C']}, {hints}, {dtype} starts"
 
     def coverage(self, case: Case) -> dict[str, list[str | int]]:
-        extra = {"chunk size": [case.dims["C"]], "hints": ["given" if case.options["hints"] else "absent"]}
+        extra: dict[str, list[str | int]] = {"chunk size": [case.dims["C"]], "hints": ["given" if case.options["hints"] else "absent"]}
         return super().coverage(case) | extra
 
     # -- one call ---------------------------------------------------------------------------------------------------
 
-    def pack(self, case: Case, device: torch.device, *, lengths: list[int] | None = None, chunk: int | None = None) -> execution.Call:
+    def pack(
+        self, case: Case, device: torch.device, *, lengths: list[int] | None = None, chunk: int | None = None
+    ) -> execution.Call:
         arena = Arena(device)
         lengths = case.lengths if lengths is None else lengths
         chunk = case.dims["C"] if chunk is None else chunk
@@ -79,14 +82,17 @@ class ChunkMetadata(Operator):
         keywords: dict[str, Any] = {}
         if case.options["hints"]:
             keywords = {"total_seqlens": sum(lengths), "extra_chunks": count_extra_chunks(lengths, chunk)}
-        return execution.Call((arena.place("cu_seqlens", starts), chunk), keywords, arena)
+        strides = (3,) if case.layout.strided_indices else None
+        return execution.Call((arena.place("cu_seqlens", starts, strides=strides), chunk), keywords, arena)
 
     def run(
         self, function: Callable[..., Any], call: execution.Call, *, check_memory: bool = True
     ) -> tuple[Tensor, Tensor]:
         out = execution.invoke(function, call, check_memory=check_memory, what=self.name)
         if not (isinstance(out, tuple) and len(out) == 2 and all(isinstance(t, Tensor) for t in out)):
-            fail("wrong shape", f"chunk_metadata returned {type(out).__name__}, expected (chunk_indices, chunk_offsets)")
+            fail(
+                "wrong shape", f"chunk_metadata returned {type(out).__name__}, expected (chunk_indices, chunk_offsets)"
+            )
         for name, tensor in zip(("chunk_indices", "chunk_offsets"), out, strict=True):
             if tensor.dtype != torch.int32:
                 fail("wrong dtype", f"{name} is {tensor.dtype}, expected torch.int32")

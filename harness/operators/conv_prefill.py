@@ -24,7 +24,9 @@ class ConvPrefill(base.SequenceOperator):
     state_is_copy = True
 
     def cases(self, scale: Scale, dtype: str) -> SearchStrategy[Case]:
-        return conv_cases(self.name, scale, dtype, strategies.segments(scale, length=strategies.lengths(scale), empties=True))
+        return conv_cases(
+            self.name, scale, dtype, strategies.segments(scale, length=strategies.lengths(scale), empties=True)
+        )
 
     def describe(self, case: Case) -> str:
         return f"{base.say_segments(case, decode=self.decode)}; {base.say_rest(case)}"

@@ -27,9 +27,7 @@ def conv_cases(
         dtype=st.just(dtype),
         state_dtype=states,
         regime=st.fixed_dictionaries({"amplitude": st.sampled_from(["unit", "unit", "large", "tiny"])}),
-        options=st.fixed_dictionaries(
-            {"activation": st.sampled_from(["silu", "silu", None]), "bias": st.booleans()}
-        ),
+        options=st.fixed_dictionaries({"activation": st.sampled_from(["silu", "silu", None]), "bias": st.booleans()}),
         layout=strategies.layouts(heads=False, fused=False),
         pool_slots=st.just(scale.slots),
         pad_slot=strategies.PAD_SLOTS,

@@ -100,7 +100,7 @@ class GdnDecode(base.SequenceOperator):
             "v": normal(rows, value_heads, value_dim) * amplitude,
         }
         gate_dtype = torch.float32 if case.options["float32_gates"] else dtype
-        A_log = (uniform(value_heads) * 2 - 1).to(gate_dtype)  # noqa: N806 - the field's name
+        A_log = (uniform(value_heads) * 2 - 1).to(gate_dtype)
         dt_bias = normal(value_heads).to(gate_dtype)
         rate = _decay_rates(case.regime["decay"], normal, uniform, rows, value_heads)
         # softplus(a + dt_bias) = rate / exp(A_log), solved for a; rounding a to the dtype is part of the input.
@@ -153,18 +153,20 @@ class GdnDecode(base.SequenceOperator):
         active = batch.active
         ratio = batch.case.dims["HV"] // batch.case.dims["H"]
         scale = batch.case.options["scale"] or batch.case.dims["K"] ** -0.5
-        g, beta = gates(
-            wide.packed("a"), wide.packed("b"), wide.shared["A_log"], wide.shared["dt_bias"], torch.float64
-        )
+        g, beta = gates(wide.packed("a"), wide.packed("b"), wide.shared["A_log"], wide.shared["dt_bias"], torch.float64)
         q = l2norm(wide.packed("q")).abs().repeat_interleave(ratio, 1) * scale
         k = l2norm(wide.packed("k")).abs().repeat_interleave(ratio, 1)
-        outputs = torch.zeros(len(batch.segments), *wide.packed("v").shape[1:], dtype=torch.float64, device=batch.device)
+        outputs = torch.zeros(
+            len(batch.segments), *wide.packed("v").shape[1:], dtype=torch.float64, device=batch.device
+        )
         states: list[Tensor | None] = [None] * len(batch.segments)
         if active:
             rows = torch.tensor(active, device=batch.device)
             state = torch.stack([s for s in wide.states if s is not None]).abs()
             decayed = state * (g[rows].exp() * (1 - g[rows]))[:, :, None, None]
-            delta = beta[rows][:, :, None] * (wide.packed("v")[rows].abs() + torch.einsum("nhvk,nhk->nhv", decayed, k[rows]))
+            delta = beta[rows][:, :, None] * (
+                wide.packed("v")[rows].abs() + torch.einsum("nhvk,nhk->nhv", decayed, k[rows])
+            )
             new = decayed + delta[..., None] * k[rows][:, :, None, :]
             outputs[rows] = torch.einsum("nhvk,nhk->nhv", new, q[rows])
             for n, i in enumerate(active):
@@ -192,7 +194,9 @@ def _keys(kind: str, normal: Callable[..., Tensor], rows: int, heads: int, dim: 
     return draw
 
 
-def _decay_rates(kind: str, normal: Callable[..., Tensor], uniform: Callable[..., Tensor], rows: int, heads: int) -> Tensor:
+def _decay_rates(
+    kind: str, normal: Callable[..., Tensor], uniform: Callable[..., Tensor], rows: int, heads: int
+) -> Tensor:
     """-log decay for each row and head; in the mixed regime every head has a rate of its own, decades apart."""
     if kind == "none":
         return torch.zeros_like(uniform(rows, heads))

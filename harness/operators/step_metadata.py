@@ -51,7 +51,13 @@ class StepMetadataOperator(Operator):
 
     def coverage(self, case: StepCase) -> dict[str, list[str | int]]:
         last = case.steps[-1]
-        kind = "pure decode" if last.num_contexts == 0 else "prefill" if last.num_contexts == len(last.seq_lens) else "mixed"
+        kind = (
+            "pure decode"
+            if last.num_contexts == 0
+            else "prefill"
+            if last.num_contexts == len(last.seq_lens)
+            else "mixed"
+        )
         return super().coverage(case) | {"step kind": [kind], "chunk size": [case.chunk_size]}
 
     def live(self, function: Callable[..., Any], case: StepCase, device: torch.device) -> LiveBuilder:
@@ -75,7 +81,11 @@ def _step(contexts: list[tuple[int, int]], decodes: int, padding: int, slots: li
     return Step(
         seq_lens=(*(length for length, _ in contexts), *([1] * (decodes + padding))),
         num_contexts=len(contexts),
-        num_cached_tokens=(*(cached for _, cached in contexts), *(slots[i] + 1 for i in range(decodes)), *([0] * padding)),
+        num_cached_tokens=(
+            *(cached for _, cached in contexts),
+            *(slots[i] + 1 for i in range(decodes)),
+            *([0] * padding),
+        ),
         state_slots=(*slots[:real], *([-1] * padding)),
     )
 
@@ -90,7 +100,11 @@ def say_step(step: Step) -> str:
             rows.append(f"context of {length} after {cached} cached in {where}")
         else:
             rows.append(f"decode after {cached} in {where}" if slot >= 0 else "padding row")
-    return "[" + (", ".join(rows[:8]) + (f", … {len(rows) - 8} more" if len(rows) > 8 else "") if rows else "no rows") + "]"
+    return (
+        "["
+        + (", ".join(rows[:8]) + (f", … {len(rows) - 8} more" if len(rows) > 8 else "") if rows else "no rows")
+        + "]"
+    )
 
 
 @dataclass
@@ -152,4 +166,8 @@ class LiveBuilder:
                 continue
             first = self.addresses.setdefault(name, tensor.data_ptr())
             if tensor.data_ptr() != first:
-                fail("address moved", f"{name} moved from {first:#x} to {tensor.data_ptr():#x}; CUDA graphs hold the old address", mark=name)
+                fail(
+                    "address moved",
+                    f"{name} moved from {first:#x} to {tensor.data_ptr():#x}; CUDA graphs hold the old address",
+                    mark=name,
+                )

@@ -46,8 +46,12 @@ def commit() -> str | None:
         return given
     root = Path(__file__).resolve().parents[2]
     try:
-        head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
-        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=root, capture_output=True, text=True, check=True)
+        head = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"], cwd=root, capture_output=True, text=True, check=True
+        )
+        dirty = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"], cwd=root, capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
@@ -55,7 +59,8 @@ def commit() -> str | None:
 
 def build(plan: Plan, outcome: Outcome, ledger: Ledger, *, command: str, started: str, workers: int) -> dict[str, Any]:
     """The whole report from what the cells returned. Statuses are settled here, the ledger's included."""
-    cells, failures = [], []
+    cells: list[dict[str, Any]] = []
+    failures: list[dict[str, Any]] = []
     unexpected: list[Entry] = []
     coverage: dict[str, dict[str, Counter[str]]] = {}
     for result in sorted(outcome.results, key=lambda r: r.spec.key):
@@ -93,7 +98,7 @@ def build(plan: Plan, outcome: Outcome, ledger: Ledger, *, command: str, started
     statuses = Counter(c["status"] for c in cells)
     by_operator: Counter[str] = Counter()
     for cell in cells:
-        by_operator[str(cell["operator"])] += int(cell["cases"])
+        by_operator[cell["operator"]] += cell["cases"]
     matched_or_stale = {e.id for e in [*ledger.matched, *unexpected]}
     return {
         "schema_version": SCHEMA_VERSION,
