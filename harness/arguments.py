@@ -162,8 +162,8 @@ def _require_rejected(context: Context, breakage: Breakage, call: Call, broken: 
     except Exception as error:  # noqa: BLE001 - any other type than ValueError is the finding
         fail(
             "not rejected",
-            f"{breakage.what}: raised {type(error).__name__} ({str(error).splitlines()[0] if str(error) else ''}), expected a ValueError"
-            f" that names {breakage.argument!r}",
+            f"{breakage.what}: raised {type(error).__name__} ({str(error).splitlines()[0] if str(error) else ''}), expected"
+            f" a ValueError that names {breakage.argument!r}",
             mark=breakage.what,
         )
     else:

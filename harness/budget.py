@@ -100,7 +100,8 @@ def require_within(
         )
         fail(
             symptom,
-            f"{what} of {locate(index[:-1])}, element {index[-1]}: got {got[tuple(index)].item()} where the oracle has {oracle[tuple(index)].item():.6g}{hint}",
+            f"{what} of {locate(index[:-1])}, element {index[-1]}: got {got[tuple(index)].item()} where the oracle has"
+            f" {oracle[tuple(index)].item():.6g}{hint}",
             worst_rows(got, oracle, bad.reshape(-1, got.shape[-1]).any(1).double(), locate=locate),
             mark=what.split(" ")[0],
         )

@@ -21,8 +21,8 @@ from harness.failure import Failure, FailureRecord
 from harness.subjects import Capabilities, load_target
 
 #: Once a failure is found, this long is spent on making it smaller: first by Hypothesis, then by `harness.shrink`.
-SHRINK_SECONDS = 12.0
-POLISH_SECONDS = 8.0
+SHRINK_SECONDS = 8.0
+POLISH_SECONDS = 6.0
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class CellResult:
     judged_seconds: float = 0.0
     reason: str = ""
     worst_share: float = 0.0
+    measured: dict[str, int] = field(default_factory=dict)
     failure: FailureRecord | None = None
     coverage: dict[str, dict[str, int]] = field(default_factory=dict)
 
@@ -174,6 +175,7 @@ class Cell:
             seconds=time.perf_counter() - start,
             judged_seconds=self.judged_seconds,
             worst_share=self.context.worst_share,
+            measured=self.context.measured,
             coverage={axis: dict(counts) for axis, counts in self.coverage.items()},
         )
         if failure:

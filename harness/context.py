@@ -55,12 +55,17 @@ class Context:
     #: The largest share of its allowance that any row used, and how many cases were judged.
     worst_share: float = 0.0
     cases: int = 0
+    #: Counts that a guard bounds (launches, compiled variants …): the largest seen, for the report.
+    measured: dict[str, int] = field(default_factory=dict)
 
     @property
     def sequences(self) -> SequenceOperator:
         if not isinstance(self.operator, SequenceOperator):
             raise TypeError(f"{self.operator.name} is no operator over sequences; this property does not apply to it")
         return self.operator
+
+    def note(self, what: str, count: int) -> None:
+        self.measured[what] = max(count, self.measured.get(what, 0))
 
     def batch(self, case: Any) -> Batch:
         return self.sequences.batch(case, self.device)

@@ -83,5 +83,5 @@ def guarded(call: Call, *, check_memory: bool, what: str) -> Iterator[None]:
 def invoke(function: Callable[..., Any], call: Call, *, check_memory: bool = True, what: str = "the subject") -> Any:
     """Call the subject once and return what it returned."""
     with guarded(call, check_memory=check_memory, what=what), inflight.watched():
-        out = function(*call.arguments, **call.keywords)
-    return out
+        return function(*call.arguments, **call.keywords)
+    raise AssertionError("unreachable: guarded() swallows nothing")

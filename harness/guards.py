@@ -185,10 +185,12 @@ def launches_body(context: Context, case: Any) -> None:
         with launches.recorded() as seen:
             _execute(context, body)
         names = seen.kernels
+    context.note("launches", len(names))
     if len(names) > MAX_LAUNCHES:
         fail(
             "too many launches",
-            f"{context.operator.name} launched {len(names)} kernels in one call, at most {MAX_LAUNCHES} expected: {', '.join(names[:8])}",
+            f"{context.operator.name} launched {len(names)} kernels in one call, at most {MAX_LAUNCHES} expected:"
+            f" {', '.join(names[:8])}",
         )
 
 
@@ -210,6 +212,7 @@ def copies_body(context: Context, case: Case) -> None:
     _execute(context, body)
     with _CopiedBytes() as copied:
         _execute(context, body)
+    context.note("bytes copied", copied.bytes)
     if copied.bytes:
         fail(
             "copies state",
@@ -225,12 +228,16 @@ def variants_body(context: Context, case: Any) -> None:
     with launches.recorded(execute=not interpreter.requested()) as seen:
         for body in bodies:
             _execute(context, body)
+            if any(len(variants) > MAX_VARIANTS for variants in seen.variants.values()):
+                break  # each further one may be a compilation
     for kernel, variants in seen.variants.items():
+        context.note(f"compiled variants of {kernel}", len(variants))
         if len(variants) > MAX_VARIANTS:
             fail(
                 "recompiles",
-                f"{kernel} needs {len(variants)} compiled variants for {WORKLOAD} batches that differ only in their lengths, at most"
-                f" {MAX_VARIANTS} expected; two of them: {' | '.join(sorted(variants)[:2])}",
+                f"{kernel} needs {len(variants)} compiled variants for {len(seen.kernels)} launches that differ only"
+                f" in their lengths, at most {MAX_VARIANTS} expected for {WORKLOAD}; two of them:"
+                f" {' | '.join(sorted(variants)[:2])}",
                 mark=kernel,
             )
 

@@ -15,6 +15,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import asdict, replace
 from typing import Any
@@ -52,6 +53,8 @@ class Sandbox:
         self.spec = spec
         self.timeout = timeout
         self._child: subprocess.Popen[str] | None = None
+        # A file and not a pipe: nobody empties a pipe while a subject prints, and a full one looks like a hang.
+        self._printed = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the sandbox; closed with it
 
     def _start(self) -> subprocess.Popen[str]:
         environment = dict(os.environ)
@@ -61,7 +64,7 @@ class Sandbox:
             [sys.executable, "-m", "harness.isolation"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._printed,
             text=True,
             env=environment,
             start_new_session=True,
@@ -69,9 +72,8 @@ class Sandbox:
         self._send(child, {"spec": asdict(self.spec)})
         ready = self._receive(child, START_SECONDS)
         if ready is None or "ready" not in ready:
-            error = child.stderr.read() if child.stderr and child.poll() is not None else ""
             _end(child)
-            raise RuntimeError(f"the isolated process did not start: {ready or error or 'no answer'}")
+            raise RuntimeError(f"the isolated process did not start: {ready or self._tail(0) or 'no answer'}")
         return child
 
     @staticmethod
@@ -93,6 +95,7 @@ class Sandbox:
         if self._child is None or self._child.poll() is not None:
             self._child = self._start()
         child = self._child
+        printed_before = os.fstat(self._printed.fileno()).st_size
         start = time.monotonic()
         self._send(child, {"case": case.to_json()})
         answer = self._receive(child, self.timeout)
@@ -104,21 +107,27 @@ class Sandbox:
             if "error" in answer:
                 raise RuntimeError(answer["error"])
             if "died" in answer:
-                self._fail_crashed(answer["died"], "")
+                self._fail_crashed(answer["died"], self._tail(printed_before))
             return
         hung = time.monotonic() - start >= self.timeout
         if hung:
             self.close()
             fail("hung", f"no answer within {self.timeout:g} s")
         code = child.wait()
-        tail = _tail(child.stderr.read() if child.stderr else "")
         self.close()
-        self._fail_crashed(code, tail)
+        self._fail_crashed(code, self._tail(printed_before))
 
     @staticmethod
     def _fail_crashed(code: int, tail: str) -> None:
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        fail("crashed", f"the process died ({name})" + (f": {tail.splitlines()[-1]}" if tail else ""), details=tail)
+        fail("crashed", f"the process died ({name})" + (f": {tail.splitlines()[-1][:200]}" if tail else ""), details=tail)
+
+    def _tail(self, begin: int, lines: int = 30, limit: int = 20_000) -> str:
+        """The last lines that children printed since the byte ``begin``. Read in place: they write at the same offset."""
+        end = os.fstat(self._printed.fileno()).st_size
+        begin = max(begin, end - limit)
+        text = os.pread(self._printed.fileno(), end - begin, begin).decode(errors="replace")
+        return "\n".join(text.strip().splitlines()[-lines:])
 
     def digest(self, case: AnyCase) -> str:
         """The fingerprint of the first call that a new process makes: nothing compiled, nothing cached."""
@@ -143,13 +152,9 @@ def _end(child: subprocess.Popen[str]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
-    for pipe in (child.stdin, child.stdout, child.stderr):
+    for pipe in (child.stdin, child.stdout):
         if pipe is not None:
             pipe.close()
-
-
-def _tail(text: str, lines: int = 30) -> str:
-    return "\n".join(text.strip().splitlines()[-lines:])
 
 
 def _row(data: dict[str, Any]) -> Row:

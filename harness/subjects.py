@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -78,11 +79,15 @@ def load_target(target: str) -> Callable[..., Any]:
     if module_name.endswith(".py"):
         module = _module_from_file(Path(module_name))
     else:
+        # A console script has its own folder on the path, not the one that it is run from.
+        if os.getcwd() not in sys.path and "" not in sys.path:
+            sys.path.append(os.getcwd())
         try:
             module = importlib.import_module(module_name)
-        except ModuleNotFoundError as error:
-            if error.name and not module_name.startswith(error.name):
-                raise
+        except Exception as error:
+            absent = isinstance(error, ModuleNotFoundError) and error.name and module_name.startswith(error.name)
+            if not absent:
+                raise ValueError(_broken(module_name, error)) from error
             raise ValueError(
                 f"subject: cannot import {module_name!r} ({error}); run from the folder that holds it, set PYTHONPATH, or give a"
                 " path ending in .py"
@@ -109,8 +114,16 @@ def _module_from_file(path: Path) -> Any:
         raise ValueError(f"subject: {path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise ValueError(_broken(path, error)) from error
     return module
+
+
+def _broken(module: object, error: Exception) -> str:
+    return f"subject: importing {module} raised {type(error).__name__}: {error}; it must import by itself"
 
 
 def registered(operator: str) -> list[Subject]:

@@ -32,9 +32,9 @@ CASES: dict[str, dict[str, dict[str, int]]] = {
         "cpu": {
             "chunk_metadata": 9600,
             "step_metadata": 1000,
-            "conv_prefill": 800,
+            "conv_prefill": 550,
             "conv_update": 800,
-            "gdn_decode": 1200,
+            "gdn_decode": 900,
         },
         "cuda": {
             "chunk_metadata": 2200,

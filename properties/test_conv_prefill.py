@@ -6,12 +6,15 @@ import inspect
 from typing import Any
 
 import torch
+from hypothesis import strategies as st
 
-from harness import arguments, guards, relations
+from harness import arguments, guards, relations, strategies
 from harness.batch import Result
 from harness.case import Case, Segment
 from harness.context import Context, Property
+from harness.operators.convolution import conv_cases
 from harness.pytest_plugin import CheckedCell
+from harness.strategies import Scale
 
 OPERATOR = "conv_prefill"
 
@@ -92,12 +95,22 @@ def trailing_tokens_body(context: Context, case: Case) -> None:
     )
 
 
+def block_crossings(scale: Scale, dtype: str) -> Any:
+    """Sequences one to three tokens longer than a block: the window of a later block reaches back into the one before."""
+    lengths = st.sampled_from([65, 17, 33, 66, 67, 129])
+    return conv_cases(OPERATOR, scale, dtype, strategies.segments(scale, length=lengths, max_tokens=200))
+
+
+block_crossing = Property(
+    "block_crossing", "equivalence", relations.equivalence_body, weight=0.5, strategy=block_crossings
+)
 trailing_tokens = Property("trailing_tokens", "relations", trailing_tokens_body, weight=0.5)
 max_seqlen_hint = Property("max_seqlen_hint", "relations", max_seqlen_hint_body, weight=0.5)
 single_tokens = Property("token_by_token", "relations", single_tokens_body, weight=0.5)
 
 PROPERTIES = (
     relations.equivalence,
+    block_crossing,
     relations.alone,
     relations.permuted,
     relations.slots_renamed,

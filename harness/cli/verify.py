@@ -88,7 +88,7 @@ def _plan(
     from harness.context import GROUPS
     from harness.operators import OPERATORS, get
     from harness.plan import Plan, check_groups
-    from harness.subjects import parse
+    from harness.subjects import Capabilities, parse
     from harness.tiers import TIERS
 
     if tier not in TIERS:
@@ -120,7 +120,7 @@ def _plan(
                 f" an entry point in the group sluicegate.subjects.{name}"
             )
         for one in found:
-            one.load()
+            Capabilities.of(one.load())
     return plan
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.cell import CellResult
+from harness.context import GROUPS
 from harness.failure import SYMPTOMS, failure_id
 from harness.isolation import find_property
 from harness.ledger import Entry, Ledger
@@ -63,7 +64,7 @@ def build(plan: Plan, outcome: Outcome, ledger: Ledger, *, command: str, started
     failures: list[dict[str, Any]] = []
     unexpected: list[Entry] = []
     coverage: dict[str, dict[str, Counter[str]]] = {}
-    for result in sorted(outcome.results, key=lambda r: r.spec.key):
+    for result in sorted(outcome.results, key=_reading_order):
         spec = result.spec
         known = ledger.match(result)
         status = "known_failure" if known else result.status
@@ -87,6 +88,7 @@ def build(plan: Plan, outcome: Outcome, ledger: Ledger, *, command: str, started
                 "judged_seconds": round(result.judged_seconds, 4),
                 "reason": result.reason,
                 "worst_share": round(result.worst_share, 4),
+                "measured": result.measured,
             }
         )
         for axis, counts in result.coverage.items():
@@ -133,6 +135,12 @@ def build(plan: Plan, outcome: Outcome, ledger: Ledger, *, command: str, started
             "unmatched": [asdict(e) for e in ledger.entries if e.id not in matched_or_stale],
         },
     }
+
+
+def _reading_order(result: CellResult) -> tuple[str, int, str]:
+    """By operator; within it, equivalence first: what it says is the easiest to act on."""
+    spec = result.spec
+    return spec.operator, GROUPS.index(find_property(spec.operator, spec.property).group), spec.key
 
 
 def _stale_entry(result: CellResult, ledger: Ledger) -> Entry | None:
