@@ -302,5 +302,5 @@ def _refill(static: Call, other: Call) -> None:
 host_sync = Property("no_host_sync", "cost", host_sync_body, weight=0.5)
 launch_count = Property("one_launch", "cost", launches_body, weight=0.25)
 copied_bytes = Property("no_copies_beside_the_kernel", "cost", copies_body, weight=0.5)
-variants = Property("bounded_variants", "cost", variants_body, examples=1)
+variants = Property("bounded_variants", "cost", variants_body, examples=2)
 graph_replay = Property("graph_replay", "cost", graph_body, weight=0.5, devices=("cuda",))

@@ -111,16 +111,18 @@ class Sandbox:
             return
         hung = time.monotonic() - start >= self.timeout
         if hung:
-            self.close()
+            self._stop()
             fail("hung", f"no answer within {self.timeout:g} s")
         code = child.wait()
-        self.close()
+        self._stop()
         self._fail_crashed(code, self._tail(printed_before))
 
     @staticmethod
     def _fail_crashed(code: int, tail: str) -> None:
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        fail("crashed", f"the process died ({name})" + (f": {tail.splitlines()[-1][:200]}" if tail else ""), details=tail)
+        fail(
+            "crashed", f"the process died ({name})" + (f": {tail.splitlines()[-1][:200]}" if tail else ""), details=tail
+        )
 
     def _tail(self, begin: int, lines: int = 30, limit: int = 20_000) -> str:
         """The last lines that children printed since the byte ``begin``. Read in place: they write at the same offset."""
@@ -137,11 +139,17 @@ class Sandbox:
             answer = self._receive(child, self.timeout)
         finally:
             _end(child)
+            self.close()
         if answer is None or "digest" not in answer:
             fail("crashed", f"the first call of a new process gave no result: {answer}", mark="cold")
         return str(answer["digest"])
 
     def close(self) -> None:
+        """The end of the sandbox. `digest` closes it by itself: it has nothing to keep warm."""
+        self._stop()
+        self._printed.close()
+
+    def _stop(self) -> None:
         if self._child is not None:
             _end(self._child)
             self._child = None

@@ -37,13 +37,16 @@ class Ledger:
             return cls()
         if not path.exists():
             raise ValueError(f"--ledger: no file {path}")
-        loaded = yaml.safe_load(path.read_text()) or []
+        try:
+            loaded = yaml.safe_load(path.read_text()) or []
+        except yaml.YAMLError as error:
+            raise ValueError(f"--ledger: {path} is not YAML: {error}") from error
         if not isinstance(loaded, list):
             raise ValueError(f"--ledger: {path} holds a {type(loaded).__name__}, expected a list of entries")
         entries = []
         for number, item in enumerate(loaded, 1):
-            unknown = set(item) - {"id", "tracker", "reason"}
-            if unknown or not item.get("id") or not str(item.get("tracker", "")).startswith(("http://", "https://")):
+            known = isinstance(item, dict) and set(item) <= {"id", "tracker", "reason"}
+            if not known or not item.get("id") or not str(item.get("tracker", "")).startswith(("http://", "https://")):
                 raise ValueError(
                     f"--ledger: entry {number} of {path} is {item!r}; expected id, tracker (a link) and optionally reason"
                 )

@@ -65,10 +65,13 @@ class Arena:
         self._poison = poison
         self.buffers: list[_Buffer] = []
 
+    def poison(self, dtype: torch.dtype) -> float | int | bool:
+        """What memory holds that nobody may read."""
+        return poison_value(dtype) if self._poison is None or not dtype.is_floating_point else self._poison
+
     def _storage(self, elements: int, dtype: torch.dtype) -> tuple[Tensor, int]:
         guard = GUARD_BYTES // dtype.itemsize
-        value = poison_value(dtype) if self._poison is None or not dtype.is_floating_point else self._poison
-        return torch.full((elements + 2 * guard,), value, dtype=dtype, device=self.device), guard
+        return torch.full((elements + 2 * guard,), self.poison(dtype), dtype=dtype, device=self.device), guard
 
     def place(
         self,

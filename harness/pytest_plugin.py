@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from harness import inflight, interpreter
+from harness.case import AnyCase
 from harness.cell import Cell, CellResult
 from harness.execution import DeviceLost
 from harness.plan import Plan, Planned, cells
@@ -70,6 +71,14 @@ class CheckedCell(Cell):
     def attach(self, record: Any) -> None:
         self._record = record
 
+    def judge(self, case: AnyCase) -> None:
+        try:
+            super().judge(case)
+        except DeviceLost as error:
+            # At once, before shrinking tries other cases on a device that answers none: the parent finds this one.
+            inflight.note(f"device lost: {error}")
+            os._exit(DEVICE_LOST)
+
     def check(self) -> None:
         __tracebackhide__ = True
         # A broken kernel fails in dozens of cells: the first failures of this worker are shrunk with patience, the others get
@@ -78,9 +87,6 @@ class CheckedCell(Cell):
         self.polish_seconds /= 1 + 0.5 * _failures[self.spec.operator]
         try:
             result = self.run()
-        except DeviceLost as error:
-            inflight.note(f"device lost: {error}")
-            os._exit(DEVICE_LOST)
         finally:
             inflight.unwatch()
         self._record(RESULT, json.dumps(result.to_json()))

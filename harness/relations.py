@@ -292,7 +292,7 @@ inactive_rows_added = Property("inactive_rows_added", "relations", inactive_rows
 split_and_resume = Property("split_and_resume", "relations", split_and_resume_body, weight=2)
 strided = Property("strided_equals_contiguous", "relations", strided_body)
 repeated = Property("repeated", "relations", repeated_body, weight=0.5)
-cold_equals_warm = Property("cold_equals_warm", "relations", cold_equals_warm_body, examples=1, dtypes=("float32",))
+cold_equals_warm = Property("cold_equals_warm", "relations", cold_equals_warm_body, examples=2, dtypes=("float32",))
 neighbour_perturbed = Property("neighbour_perturbed", "relations", neighbour_perturbed_body)
 future_perturbed = Property("future_perturbed", "relations", future_perturbed_body)
 scaled = Property("scaled_by_two", "relations", scaled_body, dtypes=("float32", "bfloat16"))

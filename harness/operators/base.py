@@ -166,7 +166,7 @@ class SequenceOperator(Operator):
     def place_pool(self, batch: Batch, arena: Arena, dtype: torch.dtype) -> Tensor:
         """The state pool: rows of resumed sequences hold their state, every other row is poison, active rows may change."""
         shape = self.state_shape(batch)
-        content = torch.full((batch.pool_slots, *shape), float("nan"), dtype=dtype, device=arena.device)
+        content = torch.full((batch.pool_slots, *shape), arena.poison(dtype), dtype=dtype, device=arena.device)
         writable, held = [], {}
         for segment, state in zip(batch.segments, batch.states, strict=True):
             if segment.active and state is not None:

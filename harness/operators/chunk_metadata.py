@@ -66,7 +66,10 @@ class ChunkMetadata(Operator):
         return f"{plural(len(lengths), 'sequence')} of {shown} tokens, chunk size {case.dims['C']}, {hints}, {dtype} starts"
 
     def coverage(self, case: Case) -> dict[str, list[str | int]]:
-        extra: dict[str, list[str | int]] = {"chunk size": [case.dims["C"]], "hints": ["given" if case.options["hints"] else "absent"]}
+        extra: dict[str, list[str | int]] = {
+            "chunk size": [case.dims["C"]],
+            "hints": ["given" if case.options["hints"] else "absent"],
+        }
         return super().coverage(case) | extra
 
     # -- one call ---------------------------------------------------------------------------------------------------

@@ -1,0 +1,6 @@
+"""How the gate is proved: faults planted one at a time, each of which some property must find (design section 6).
+
+``model`` reads the catalogue, ``injection`` copies a package with one fault in it, ``trial`` runs an operator's
+properties against that copy in a process of its own, in the order of ``schedule``; ``runner`` does so for many faults,
+and ``matrix`` says what came of it.
+"""

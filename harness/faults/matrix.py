@@ -1,0 +1,102 @@
+"""The kill matrix: what each tier catches, by which property, how fast; as JSON and as a table."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from harness.faults.trial import Settings, Verdict
+
+SCHEMA_VERSION = 1
+#: Columns of a terminal that has room for the smallest batch beside the rest; the JSON always has it.
+WIDE = 130
+_STYLES = {"killed": "green", "survived": "bold red", "error": "bold yellow", "unseen": "dim"}
+
+
+def exit_status(verdicts: Sequence[Verdict]) -> int:
+    """0 when every fault that this tier can see was killed; a survivor counts whatever its reason."""
+    return int(any(v.status in ("survived", "error") for v in verdicts))
+
+
+def summary(verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """Counts, the score killed ÷ all that this tier can see, and the seconds of the kills."""
+    counts = Counter(v.status for v in verdicts)
+    seconds = [v.seconds for v in verdicts if v.status == "killed"]
+    visible = len(verdicts) - counts["unseen"]
+    return {
+        "faults": len(verdicts),
+        "killed": counts["killed"],
+        "survived": counts["survived"],
+        "error": counts["error"],
+        "unseen": counts["unseen"],
+        "score": counts["killed"] / visible if visible else None,
+        "median_seconds": median(seconds) if seconds else None,
+        "slowest_seconds": max(seconds, default=None),
+        "by_property": dict(Counter(v.property for v in verdicts if v.status == "killed").most_common()),
+    }
+
+
+def save(verdicts: Sequence[Verdict], settings: Settings, wall_seconds: float, path: Path) -> None:
+    data = {
+        "schema_version": SCHEMA_VERSION,
+        "device": settings.device,
+        "seed": settings.seed,
+        "time_limit": settings.time_limit,
+        "wall_seconds": round(wall_seconds, 1),
+        "summary": summary(verdicts),
+        "faults": [v.to_json() for v in verdicts],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(data, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def show(console: Console, verdicts: Sequence[Verdict]) -> None:
+    """One line a fault, operator by operator; then survivors in full, since they are what there is to do."""
+    for operator in dict.fromkeys(v.fault.operator for v in verdicts):
+        chosen = [v for v in verdicts if v.fault.operator == operator]
+        console.print(_table(operator, chosen, words=console.width >= WIDE))
+        console.print()
+    for verdict in verdicts:
+        if verdict.status in ("survived", "error"):
+            console.print(
+                f"[{_STYLES[verdict.status]}]{verdict.status}[/]  [bold]{verdict.fault.id}[/]", highlight=False
+            )
+            console.print(f"  {escape(verdict.fault.wrong)}", highlight=False)
+            for line in [*verdict.message.strip().splitlines()[-1:], *verdict.notes]:
+                console.print(f"  {escape(line)}", highlight=False, style="dim")
+
+
+def _table(operator: str, verdicts: Sequence[Verdict], *, words: bool) -> Table:
+    table = Table(title=operator, title_justify="left", box=None, pad_edge=False, header_style="dim", expand=words)
+    table.add_column("fault", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("by property", no_wrap=True)
+    table.add_column("symptom", no_wrap=True)
+    table.add_column("seconds", justify="right", no_wrap=True)
+    if words:
+        table.add_column("smallest batch", style="dim", no_wrap=True, overflow="ellipsis", ratio=1)
+    for v in verdicts:
+        seconds = "" if v.status == "unseen" else f"{v.seconds:.1f}"
+        cells = [v.fault.id, f"[{_STYLES[v.status]}]{v.status}[/]", v.property, v.symptom, seconds]
+        table.add_row(*cells, *([escape(v.sentence or v.fault.reason)] if words else []))
+    return table
+
+
+def conclusion(verdicts: Sequence[Verdict], wall_seconds: float, device: str) -> str:
+    """The run in one sentence."""
+    s = summary(verdicts)
+    visible = s["faults"] - s["unseen"]
+    text = f"{s['killed']} of {visible} faults killed on {device} in {wall_seconds:.0f} s"
+    if s["median_seconds"] is not None:
+        text += f"; median {s['median_seconds']:.1f} s to the kill, slowest {s['slowest_seconds']:.1f} s"
+    if s["unseen"]:
+        text += f"; {s['unseen']} cannot be seen here"
+    return text

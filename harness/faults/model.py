@@ -1,0 +1,131 @@
+"""The catalogue: planted faults as data, one YAML file an operator.
+
+A file holds ``operator``, ``subject`` (``module:function``, the default of its faults) and ``faults``, a list of
+entries with the fields of `Fault`. An entry may name another ``subject`` or ``module``; without one the changed module
+is the subject's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from harness import operators
+
+CATALOGUE = Path(__file__).with_name("catalogue")
+TIERS = ("cpu", "cuda")
+OWN = "own"
+_REQUIRED = {"id", "source", "wrong", "find", "replace"}
+_KNOWN = _REQUIRED | {"subject", "module", "tiers", "reason"}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One planted fault.
+
+    source: the public thread or commit of the fault that this one re-creates, or ``own``. wrong: what goes wrong, in a
+    sentence. operator: whose properties must find it. subject: ``module:function`` that they run. module: whose source
+    is changed, the subject's own or one that it imports. find, replace: the change; ``find`` must occur exactly once.
+    tiers: where the fault can be seen; reason: why not on the others.
+    """
+
+    id: str
+    operator: str
+    source: str
+    wrong: str
+    subject: str
+    module: str
+    find: str
+    replace: str
+    tiers: tuple[str, ...] = TIERS
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        operators.get(self.operator)
+        module, _, function = self.subject.partition(":")
+        if not function:
+            raise ValueError(f"fault {self.id}: subject: got {self.subject!r}, expected module:function")
+        if module.partition(".")[0] != self.module.partition(".")[0]:
+            raise ValueError(
+                f"fault {self.id}: module: got {self.module!r}, expected one of the package of {self.subject!r}"
+            )
+        if not self.find or self.find == self.replace:
+            raise ValueError(f"fault {self.id}: find and replace: expected some text and another one")
+        if self.source != OWN and not self.source.startswith("https://"):
+            raise ValueError(f"fault {self.id}: source: got {self.source!r}, expected {OWN!r} or an https link")
+        if not self.tiers or not set(self.tiers) <= set(TIERS):
+            raise ValueError(f"fault {self.id}: tiers: got {list(self.tiers)}, expected some of {list(TIERS)}")
+        if (self.tiers != TIERS) != bool(self.reason):
+            raise ValueError(f"fault {self.id}: reason: expected one exactly where a tier cannot see the fault")
+
+    @property
+    def historical(self) -> bool:
+        return self.source != OWN
+
+
+def load(folder: Path = CATALOGUE) -> list[Fault]:
+    """Every fault of the catalogue, in the order of the operators, then of the files.
+
+    Raises ValueError for a file or entry of another shape and for an id that occurs twice.
+    """
+    files = sorted(folder.glob("*.yaml"), key=lambda path: _rank(path.stem))
+    faults = [fault for path in files for fault in read(path)]
+    seen: set[str] = set()
+    for fault in faults:
+        if fault.id in seen:
+            raise ValueError(f"fault {fault.id}: the id occurs twice in the catalogue; ids name a fault in reports")
+        seen.add(fault.id)
+    return faults
+
+
+def read(path: Path) -> list[Fault]:
+    """The faults of one file."""
+    data: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return [_fault(path, data, entry) for entry in data["faults"]]
+
+
+def _fault(path: Path, data: dict[str, Any], entry: dict[str, Any]) -> Fault:
+    name = entry.get("id", "without an id")
+    missing, unknown = _REQUIRED - set(entry), set(entry) - _KNOWN
+    if missing or unknown:
+        raise ValueError(
+            f"{path.name}: fault {name}: missing fields {sorted(missing)}, unknown fields {sorted(unknown)}"
+        )
+    subject = entry.get("subject", data["subject"])
+    return Fault(
+        id=entry["id"],
+        operator=data["operator"],
+        source=entry["source"],
+        wrong=" ".join(entry["wrong"].split()),
+        subject=subject,
+        module=entry.get("module", subject.partition(":")[0]),
+        # A block scalar ends with a line break that is no part of the anchor.
+        find=entry["find"].rstrip("\n"),
+        replace=entry["replace"].rstrip("\n"),
+        tiers=tuple(entry.get("tiers", TIERS)),
+        reason=" ".join(entry.get("reason", "").split()),
+    )
+
+
+def select(faults: Iterable[Fault], chosen_operators: Iterable[str] = (), ids: Iterable[str] = ()) -> list[Fault]:
+    """The faults of these operators and with these ids; all where none is given. ValueError for an unknown name."""
+    faults, wanted_operators, wanted = list(faults), set(chosen_operators), set(ids)
+    for name in wanted_operators:
+        operators.get(name)
+    unknown = wanted - {fault.id for fault in faults}
+    if unknown:
+        raise ValueError(f"--fault: got {', '.join(sorted(unknown))}, which the catalogue does not have")
+    return [
+        fault
+        for fault in faults
+        if (not wanted_operators or fault.operator in wanted_operators) and (not wanted or fault.id in wanted)
+    ]
+
+
+def _rank(operator: str) -> tuple[int, str]:
+    known = list(operators.OPERATORS)
+    return (known.index(operator) if operator in known else len(known), operator)

@@ -1,0 +1,105 @@
+"""Faults from end to end: killed by the property that should, and reported when nothing kills them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from harness.cli import build
+from harness.faults import matrix, model, runner
+from harness.faults.injection import AnchorError
+from harness.faults.trial import Settings, Verdict
+from tests.faults.test_injection import FAULT
+
+pytestmark = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="the interpreter's tier; a GPU's own is `sluicegate faults`"
+)
+
+#: A quick fault of each operator, and one of each kind of property.
+QUICK = {
+    "chunk-host-physical-indices": "wrong metadata",
+    "chunk-hints-hidden-sync": "host sync",
+    "step-flags-only-ever-set": "wrong metadata",
+    "prefill-silu-omitted": "over budget",
+    "update-variant-per-batch": "recompiles",
+    "decode-inactive-rows-not-written": "inactive row not zero",
+}
+
+
+def run(faults: list[model.Fault], folder: Path, seconds: float = 60.0) -> list[Verdict]:
+    seen: list[Verdict] = []
+    verdicts = runner.run(faults, Settings("cpu", 1, folder / "trials", seconds), workers=2, listener=seen.append)
+    assert sorted(v.fault.id for v in seen) == sorted(v.fault.id for v in verdicts)
+    return verdicts
+
+
+def test_quick_faults_are_killed(tmp_path: Path) -> None:
+    verdicts = run(model.select(model.load(), ids=QUICK), tmp_path)
+    assert {v.fault.id: (v.status, v.symptom) for v in verdicts} == {n: ("killed", s) for n, s in QUICK.items()}
+    assert matrix.exit_status(verdicts) == 0
+    for verdict in verdicts:
+        assert verdict.sentence
+        assert verdict.seconds <= verdict.total_seconds
+
+
+def test_a_change_without_an_effect_survives(tmp_path: Path) -> None:
+    harmless = replace(FAULT, replace=FAULT.find + "  # nothing is wrong here")
+    (verdict,) = run([harmless], tmp_path, seconds=2.0)
+    assert (verdict.status, verdict.property) == ("survived", "")
+    assert verdict.cases > 20
+    assert matrix.exit_status([verdict]) == 1
+    assert matrix.summary([verdict])["score"] == 0.0
+
+
+def test_a_process_that_dies_is_a_kill_with_its_case(tmp_path: Path) -> None:
+    deadly = replace(FAULT, replace=".sub_(opened), __import__('os').abort()")
+    (verdict,) = run([deadly], tmp_path)
+    assert (verdict.status, verdict.symptom) == ("killed", "crashed")
+    assert "SIGABRT" in verdict.message
+    assert "chunk size" in verdict.sentence
+
+
+def test_a_fault_that_cannot_be_loaded_is_an_error_not_a_kill(tmp_path: Path) -> None:
+    broken = replace(FAULT, replace=".sub_(opened), chunk_offsets +")
+    (verdict,) = run([broken], tmp_path)
+    assert verdict.status == "error"
+    assert "SyntaxError" in verdict.message
+    assert matrix.exit_status([verdict]) == 1
+
+
+def test_what_the_tier_cannot_see_is_said_and_does_not_count(tmp_path: Path) -> None:
+    elsewhere = replace(FAULT, tiers=("cuda",), reason="It needs a GPU.")
+    (verdict,) = run([elsewhere], tmp_path)
+    assert (verdict.status, verdict.message) == ("unseen", "It needs a GPU.")
+    assert matrix.exit_status([verdict]) == 0
+    assert matrix.summary([verdict])["score"] is None
+
+
+def test_an_ambiguous_anchor_ends_the_run_before_it_begins(tmp_path: Path) -> None:
+    with pytest.raises(AnchorError, match="times in"):
+        run([replace(FAULT, find="chunk_offsets")], tmp_path)
+    assert not (tmp_path / "trials").exists()
+
+
+def test_the_command_writes_the_matrix(tmp_path: Path) -> None:
+    name = "chunk-host-offsets-overwritten"
+    arguments = ["faults", "--device", "cpu", "--fault", name, "--seed", "3", "--out", str(tmp_path)]
+    result = CliRunner().invoke(build(), arguments)
+    assert result.exit_code == 0, result.output
+    assert "1 of 1 faults killed on cpu" in result.output
+    report = json.loads((tmp_path / "faults.json").read_text())
+    assert report["summary"]["score"] == 1.0
+    (fault,) = report["faults"]
+    assert (fault["id"], fault["status"], fault["property"]) == (name, "killed", "equivalence")
+
+
+@pytest.mark.parametrize("arguments", [["--fault", "no-such-fault"], ["--operator", "no_such_operator"]])
+def test_an_unknown_name_is_wrong_usage(arguments: list[str]) -> None:
+    result = CliRunner().invoke(build(), ["faults", "--device", "cpu", *arguments])
+    assert result.exit_code == 2
+    assert "sluicegate faults:" in result.output
