@@ -10,7 +10,7 @@ nobody can avoid. u is the unit roundoff of the output's dtype and of float32. |
 absolute values of the terms that were added up (the operator's `magnitude`), so that cancellation widens the allowance
 exactly where it amplifies rounding and nowhere else. Nothing is averaged over rows: one bad row fails.
 
-The constants are calibrated on implementations known to be right (`tests/test_budget.py` repeats the measurement and
+The constants are calibrated on implementations known to be right (`tests/harness/test_budget.py` repeats the measurement and
 `docs/budget.md` records it) and are never widened to make a test pass.
 """
 

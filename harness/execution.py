@@ -40,6 +40,11 @@ class Call:
     arena: Arena
 
 
+def device_lost(error: BaseException) -> bool:
+    """Whether this error says that the CUDA context is unusable from now on."""
+    return any(word in str(error) for word in _FATAL_CUDA)
+
+
 def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -48,7 +53,7 @@ def synchronize(device: torch.device) -> None:
 def raised(error: BaseException, what: str) -> NoReturn:
     """Turn what a subject raised into a failure; a lost device becomes `DeviceLost`."""
     text = str(error)
-    if any(word in text for word in _FATAL_CUDA):
+    if device_lost(error):
         raise DeviceLost(text) from error
     # The last frame outside this package is where an engineer wants to look.
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not Path(f.filename).is_relative_to(_PACKAGE)]

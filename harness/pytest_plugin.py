@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from harness import inflight, interpreter
+from harness import inflight, interpreter, operators
 from harness.case import AnyCase
 from harness.cell import Cell, CellResult
 from harness.execution import DeviceLost
@@ -63,6 +63,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 _failures: Counter[str] = Counter()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest cells first, so that none of them is left running alone at the end."""
+
+    def cost(item: pytest.Item) -> float:
+        callspec = getattr(item, "callspec", None)
+        if callspec is None:
+            return 0.0
+        _, planned = callspec.params["cell"]
+        # A case over sequences takes some thirty times what a case of integers takes.
+        weight = 30.0 if isinstance(operators.get(planned.spec.operator), operators.SequenceOperator) else 1.0
+        return weight * float(planned.spec.examples)
+
+    items.sort(key=cost, reverse=True)
 
 
 class CheckedCell(Cell):

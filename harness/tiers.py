@@ -38,10 +38,10 @@ CASES: dict[str, dict[str, dict[str, int]]] = {
         },
         "cuda": {
             "chunk_metadata": 2200,
-            "step_metadata": 1300,
-            "conv_prefill": 1900,
-            "conv_update": 1200,
-            "gdn_decode": 1900,
+            "step_metadata": 1100,
+            "conv_prefill": 1500,
+            "conv_update": 1000,
+            "gdn_decode": 1500,
         },
     },
     "nightly": {

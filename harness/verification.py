@@ -121,7 +121,7 @@ def run(plan: Plan, *, workers: int, listener: Listener) -> Outcome:
         *("--rootdir", str(folder.parent)),
         *("-p", "harness.pytest_plugin"),
         *("--sluicegate-plan", str(plan_path)),
-        *("-n", str(workers), "--dist", "worksteal"),
+        *("-n", str(workers), "--dist", "load", "--maxschedchunk", "1"),
     ]
     # pytest's own output goes to a file: the terminal belongs to the reporters.
     with (out / "pytest.log").open("w") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):

@@ -16,7 +16,7 @@ import torch
 from harness import inflight, interpreter, operators
 from harness.case import AnyCase
 from harness.cell import Cell, CellResult
-from harness.execution import DeviceLost
+from harness.execution import DeviceLost, device_lost
 from harness.failure import Failure, FailureRecord
 from harness.faults import injection, schedule
 from harness.faults.model import Fault
@@ -169,6 +169,10 @@ def _holds_without(fault: Fault, planned: schedule.Planned, result: CellResult) 
         planned.prop.body(healthy.context, healthy.operator.case_from_json(fields))
     except Failure:
         return False
+    except Exception as error:
+        # What the fault did to the device outlives it: nothing can be tried there any more, and that is the fault's doing.
+        if not device_lost(error):
+            raise
     return True
 
 
