@@ -14,9 +14,11 @@ from typing import Any
 
 from hypothesis import HealthCheck, Phase, find, settings
 from hypothesis.strategies import SearchStrategy
+from typer.testing import CliRunner
 
 from harness.case import Case, Segment
 from harness.cell import Cell, CellResult, CellSpec
+from harness.cli import build
 from harness.context import Property
 from harness.isolation import find_property
 
@@ -104,7 +106,7 @@ def sluicegate(*arguments: str, cwd: Path, timeout: float = 110.0, **environment
     if arguments[0] == "verify":
         arguments = (*arguments, "--out", str(out))
         if "--workers" not in arguments:
-            arguments = (*arguments, "--workers", "2")
+            arguments = (*arguments, "--workers", "1")
     script = Path(sys.executable).with_name("sluicegate")
     done = subprocess.run(
         [str(script), *arguments],
@@ -116,6 +118,14 @@ def sluicegate(*arguments: str, cwd: Path, timeout: float = 110.0, **environment
         check=False,
     )
     return Run(done.returncode, done.stdout, done.stderr, out)
+
+
+def invoke(*arguments: str) -> Run:
+    """The command in this process and folder: no seconds of imports, for what needs no process of its own."""
+    done = CliRunner().invoke(build(), list(arguments), env={"COLUMNS": "200"})
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return Run(done.exit_code, done.stdout, done.stderr, Path("out"))
 
 
 def verify(*arguments: str, cwd: Path, **options: Any) -> Run:

@@ -57,9 +57,7 @@ class Products:
     def blocked(self) -> Tensor:
         """Partial sums of eight terms, added up at the end, as a tiled kernel does."""
         left, right = self.left.float(), self.right.float()
-        parts = [
-            torch.einsum("rht,htw->rhw", left[..., t : t + 8], right[:, t : t + 8]) for t in range(0, TERMS, 8)
-        ]
+        parts = [torch.einsum("rht,htw->rhw", left[..., t : t + 8], right[:, t : t + 8]) for t in range(0, TERMS, 8)]
         return torch.stack(parts).sum(0)
 
     def judge(self, got: Tensor) -> float:
@@ -157,7 +155,7 @@ def test_transposed_square_fails(dtype: torch.dtype) -> None:
 def test_one_element_that_is_no_number(products: Products, value: str, symptom: str) -> None:
     out = products.oracle.to(products.dtype)
     out[999, 0, 15] = float(value)
-    with pytest.raises(Failure, match=r"\[999, 0, 15\]: got") as caught:
+    with pytest.raises(Failure, match=r"\[999, 0.*15.*: got") as caught:
         products.judge(out)
     assert caught.value.symptom == symptom
 
@@ -188,7 +186,7 @@ def test_constants_are_those_of_the_record() -> None:
 def test_same_bits_tells_zero_from_minus_zero() -> None:
     zeros = torch.zeros(2, 3)
     require_same_bits(zeros, zeros.clone(), "o", "promised")
-    with pytest.raises(Failure, match="6 of 6 elements differ.*; promised") as caught:
+    with pytest.raises(Failure, match=r"6 of 6 elements differ.*; promised") as caught:
         require_same_bits(-zeros, zeros, "o", "promised")
     assert caught.value.symptom == "not bitwise equal"
     with pytest.raises(Failure, match="expected"):
@@ -198,7 +196,7 @@ def test_same_bits_tells_zero_from_minus_zero() -> None:
 # -- calibration ------------------------------------------------------------------------------------------------------
 
 #: More of them: SLUICEGATE_CALIBRATION_CASES=2000.
-CASES = int(os.environ.get("SLUICEGATE_CALIBRATION_CASES", "120"))
+CASES = int(os.environ.get("SLUICEGATE_CALIBRATION_CASES", "200"))
 JUDGED = ("conv_prefill", "conv_update", "gdn_decode")
 
 

@@ -14,7 +14,8 @@ from harness import interpreter
 from tests.harness.support import ROOT
 
 interpreted = pytest.mark.skipif(
-    not interpreter.requested(), reason="Triton compiles for an NVIDIA GPU here; ci runs the interpreter's tests on a CPU"
+    not interpreter.requested(),
+    reason="Triton compiles for an NVIDIA GPU here; ci runs the interpreter's tests on a CPU",
 )
 
 

@@ -42,7 +42,11 @@ def test_guard_band(dtype: torch.dtype, offset: int | str) -> None:
     arena.arm()
     guard = GUARD_BYTES // dtype.itemsize
     # The poison of a flag is true, so it takes a false to change it.
-    poke(tensor, {"-guard": -guard, "end": 15, "end+guard": 14 + guard}.get(offset, offset), 0 if dtype == torch.bool else 1)
+    poke(
+        tensor,
+        {"-guard": -guard, "end": 15, "end+guard": 14 + guard}.get(offset, offset),
+        0 if dtype == torch.bool else 1,
+    )
     assert symptom_of(arena.check) == "guard band written"
 
 

@@ -115,6 +115,14 @@ def _width(offset: int) -> Predicate:
     return lambda c: any(s.length == c.dims["W"] + offset for s in c.sequences if s.active)
 
 
+def _ratio(ratio: int) -> Predicate:
+    return lambda c: c.dims["HV"] == ratio * c.dims["H"]
+
+
+def _regime(name: str, word: str) -> Predicate:
+    return lambda c: c.regime[name] == word
+
+
 PREFILL: dict[str, Predicate] = {
     "empty sequence first": lambda c: len(c.lengths) > 2 and c.lengths[0] == 0 < sum(c.lengths[1:]),
     "empty sequence in the middle": lambda c: 0 in c.lengths[1:-1] and c.lengths[0] > 0 and c.lengths[-1] > 0,
@@ -134,7 +142,9 @@ PREFILL: dict[str, Predicate] = {
     "channels beyond a block": lambda c: c.dims["D"] > 128,
 }
 EVERY: dict[str, Predicate] = {
-    "slots out of order": lambda c: (lambda s: len(s) > 2 and s != sorted(s))([g.slot for g in c.sequences if g.active]),
+    "slots out of order": lambda c: (lambda s: len(s) > 2 and s != sorted(s))(
+        [g.slot for g in c.sequences if g.active]
+    ),
     "inactive row with slot -2^31": lambda c: c.pad_slot == -(2**31) and any(not s.active for s in c.sequences),
     "all rows inactive": lambda c: not any(s.active for s in c.sequences),
     "padded slots": lambda c: c.layout.slot_pad > 0,
@@ -150,19 +160,21 @@ DECODE: dict[str, Predicate] = {
     "K > V": lambda c: c.dims["K"] > c.dims["V"],
     "K < V": lambda c: c.dims["K"] < c.dims["V"],
     "K no power of two": lambda c: c.dims["K"] & (c.dims["K"] - 1) != 0,
-    **{f"HV / H = {r}": (lambda r: lambda c: c.dims["HV"] == r * c.dims["H"])(r) for r in (1, 2, 3, 4)},
+    **{f"HV / H = {ratio}": _ratio(ratio) for ratio in (1, 2, 3, 4)},
     "several key heads with several value heads each": lambda c: c.dims["H"] > 1 and c.dims["HV"] > c.dims["H"],
     "fused": lambda c: c.layout.fused,
     "padded heads": lambda c: c.layout.head_pad > 0,
     "bfloat16 state": lambda c: c.state_dtype == "bfloat16",
     "a scale": lambda c: c.options["scale"] is not None,
-    **{f"decay {d}": (lambda d: lambda c: c.regime["decay"] == d)(d) for d in ("none", "slow", "published", "underflow")},
-    **{f"keys {k}": (lambda k: lambda c: c.regime["keys"] == k)(k) for k in ("correlated", "orthogonal", "zero")},
+    **{f"decay {word}": _regime("decay", word) for word in ("none", "slow", "published", "underflow")},
+    **{f"keys {word}": _regime("keys", word) for word in ("correlated", "orthogonal", "zero")},
 }
 CHUNKS: dict[str, Predicate] = {
     "hints": lambda c: c.options["hints"],
     "no hints": lambda c: not c.options["hints"],
-    "more than 256 logical chunks": lambda c: -(-c.tokens // c.dims["C"]) + count_extra_chunks(c.lengths, c.dims["C"]) > 256,
+    "more than 256 logical chunks": lambda c: (
+        -(-c.tokens // c.dims["C"]) + count_extra_chunks(c.lengths, c.dims["C"]) > 256
+    ),
     "three sequences in one chunk": lambda c: any(
         sum(s <= 0 < e for s, e in _relative(c, n)) >= 3 for n in range(-(-c.tokens // c.dims["C"]))
     ),

@@ -19,8 +19,11 @@ _spec.loader.exec_module(right)
 _calls = 0
 
 
-def state_ignored(x: Tensor, weight: Tensor, *, has_initial_state: Tensor, **rest: Any) -> Tensor:
-    return right.conv_prefill(x, weight, has_initial_state=has_initial_state & False, **rest)
+def state_ignored(x: Tensor, weight: Tensor, *, conv_state: Tensor, has_initial_state: Tensor, **rest: Any) -> Tensor:
+    nothing = torch.zeros_like(conv_state)
+    y = right.conv_prefill(x, weight, conv_state=nothing, has_initial_state=has_initial_state, **rest)
+    right.conv_prefill(x, weight, conv_state=conv_state, has_initial_state=has_initial_state, **rest)
+    return y
 
 
 def depends_on_batch_size(x: Tensor, weight: Tensor, **rest: Any) -> Tensor:
@@ -41,7 +44,9 @@ def slot_number_matters(x: Tensor, weight: Tensor, *, state_indices: Tensor, **r
 
 def minus_one_is_the_last_slot(x: Tensor, weight: Tensor, *, state_indices: Tensor, **rest: Any) -> Tensor:
     slots = rest["conv_state"].shape[0]
-    return right.conv_update(x, weight, state_indices=torch.where(state_indices == -1, slots - 1, state_indices), **rest)
+    return right.conv_update(
+        x, weight, state_indices=torch.where(state_indices == -1, slots - 1, state_indices), **rest
+    )
 
 
 def rows_compacted(x: Tensor, weight: Tensor, *, state_indices: Tensor, **rest: Any) -> Tensor:
@@ -73,7 +78,14 @@ def not_deterministic(x: Tensor, weight: Tensor, **rest: Any) -> Tensor:
     global _calls
     _calls += 1
     y = right.conv_update(x, weight, **rest)
-    return y * (1 + 2**-20) if _calls % 2 else y
+    return y * (1 + 2**-7) if _calls % 2 else y
+
+
+def fails_once(x: Tensor, weight: Tensor, **rest: Any) -> Tensor:
+    global _calls
+    _calls += 1
+    y = right.conv_update(x, weight, **rest)
+    return y * 2 if _calls == 3 else y
 
 
 def first_call_differs(x: Tensor, weight: Tensor, **rest: Any) -> Tensor:
@@ -98,7 +110,7 @@ def future_leaks(x: Tensor, weight: Tensor, *, cu_seqlens: Tensor, state_indices
     y = right.conv_prefill(x, weight, cu_seqlens=cu_seqlens, state_indices=state_indices, **rest)
     starts = cu_seqlens.tolist()
     for n, slot in enumerate(state_indices.tolist()):
-        if slot >= 0:
+        if slot >= 0 and starts[n + 1] - starts[n] > 1:
             y[starts[n] : starts[n + 1] - 1] += x[starts[n] + 1 : starts[n + 1]] * 2**-6
     return y
 
@@ -129,9 +141,10 @@ def offset_in_32_bits(x: Tensor, weight: Tensor, *, conv_state: Tensor, state_in
     return y
 
 
-def pool_read_whole(x: Tensor, weight: Tensor, *, conv_state: Tensor, **rest: Any) -> Tensor:
+def pool_read_whole(x: Tensor, weight: Tensor, *, conv_state: Tensor, state_indices: Tensor, **rest: Any) -> Tensor:
     """Other slots take part with a weight of zero, which keeps their NaN."""
-    return right.conv_update(x, weight, conv_state=conv_state, **rest) + 0 * conv_state.float().sum().to(x.dtype)
+    y = right.conv_update(x, weight, conv_state=conv_state, state_indices=state_indices, **rest)
+    return torch.where((state_indices < 0)[:, None], y, y + 0 * conv_state.sum().to(x.dtype))
 
 
 def next_slot_written(x: Tensor, weight: Tensor, *, conv_state: Tensor, state_indices: Tensor, **rest: Any) -> Tensor:

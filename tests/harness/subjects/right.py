@@ -1,4 +1,8 @@
-"""Implementations that are right, in plain torch, as somebody outside this repository would write them."""
+"""Implementations that are right, in plain torch, as somebody outside this repository would write them.
+
+They compute in float64: torch's exp and sigmoid give other last bits in the tail of a vector register than in its body, so that in
+float32 a row's bits would depend on where it lies in the batch.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +32,10 @@ def conv_update(
 ) -> Tensor:
     active, source, slots = targets(state_indices)
     old = conv_state[slots]
-    window = torch.cat([old.float(), x[source].float()[:, :, None]], dim=2)
-    y = (window * weight.float()).sum(2)
+    window = torch.cat([old.double(), x[source].double()[:, :, None]], dim=2)
+    y = (window * weight.double()).sum(2)
     if bias is not None:
-        y = y + bias.float()
+        y = y + bias.double()
     if activation == "silu":
         y = y * torch.sigmoid(y)
     new = torch.cat([old[:, :, 1:], x[source].to(conv_state.dtype)[:, :, None]], dim=2)
@@ -57,16 +61,16 @@ def gdn_decode(
     scale = q.shape[2] ** -0.5 if scale is None else scale
 
     def unit(t: Tensor) -> Tensor:
-        wide = t[source].float()
+        wide = t[source].double()
         wide = wide / torch.sqrt((wide * wide).sum(-1, keepdim=True) + 1e-6)
         return wide.repeat_interleave(repeats, dim=1)
 
-    keys, queries, values = unit(k), unit(q) * scale, v[source].float()
-    gate = torch.nn.functional.softplus(a[source].float() + dt_bias.float())
-    decay = torch.exp(-torch.exp(A_log.float()) * gate)
-    beta = torch.sigmoid(b[source].float())
+    keys, queries, values = unit(k), unit(q) * scale, v[source].double()
+    gate = torch.nn.functional.softplus(a[source].double() + dt_bias.double())
+    decay = torch.exp(-torch.exp(A_log.double()) * gate)
+    beta = torch.sigmoid(b[source].double())
     old = state[slots]
-    S = old.float() * decay[:, :, None, None]
+    S = old.double() * decay[:, :, None, None]
     delta = beta[:, :, None] * (values - (S * keys[:, :, None]).sum(-1))
     S = S + delta[..., None] * keys[:, :, None]
     o = (S * queries[:, :, None]).sum(-1)
@@ -100,11 +104,11 @@ def conv_prefill(
 
 def convolve(tokens: Tensor, weight: Tensor, bias: Tensor | None, old: Tensor, activation: str | None) -> Tensor:
     """tokens [L, D] after ``old`` [D, W-1] -> [L, D]."""
-    z = torch.cat([old.T.float(), tokens.float()])
-    y = torch.zeros(tokens.shape, dtype=torch.float32, device=tokens.device)
+    z = torch.cat([old.T.double(), tokens.double()])
+    y = torch.zeros(tokens.shape, dtype=torch.float64, device=tokens.device)
     for j in range(weight.shape[1]):
-        y = y + weight[:, j].float() * z[j : j + len(tokens)]
-    y = y if bias is None else y + bias.float()
+        y = y + weight[:, j].double() * z[j : j + len(tokens)]
+    y = y if bias is None else y + bias.double()
     return (y * torch.sigmoid(y) if activation == "silu" else y).to(tokens.dtype)
 
 
