@@ -19,8 +19,8 @@ import pytest
 from harness import inflight, operators
 from harness.cell import CellResult, CellSpec
 from harness.context import Property
-from harness.isolation import IsolatedCell, find_property, record_of_crash
-from harness.plan import Plan
+from harness.isolation import IsolatedCell, find_property, record_of_crash, suite
+from harness.plan import Plan, cells
 from harness.pytest_plugin import RESULT
 
 Listener = Callable[[CellResult], None]
@@ -33,7 +33,6 @@ class Outcome:
     results: list[CellResult] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     seconds: float = 0.0
-    expected: int = 0
 
 
 class _Controller:
@@ -130,6 +129,11 @@ def run(plan: Plan, *, workers: int, listener: Listener) -> Outcome:
         controller.add(_second_look(result, plan))
     controller.events.close()
     outcome = controller.outcome
+    # A cell that silently gave no result must not be missing from the count of what did not run.
+    came = {result.spec.key for result in outcome.results}
+    wanted = [p.spec.key for name in plan.operators for _, p in cells(plan, name, suite(name).PROPERTIES)]
+    if not outcome.errors:
+        outcome.errors += [f"{key}: the run ended without a result for it" for key in wanted if key not in came]
     outcome.seconds = time.perf_counter() - start
     if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) and not outcome.errors:
         outcome.errors.append(f"pytest ended with status {int(status)}; see {out / 'pytest.log'}")

@@ -58,7 +58,11 @@ def test_the_replay_line_reproduces_it(failing_run: tuple[Path, subprocess.Compl
     folder, _ = failing_run
     (replay,) = re.findall(r"^sluicegate replay \S+$", block("text", "over budget"), re.MULTILINE)
     again = subprocess.run(
-        [sys.executable, "-m", "harness.cli", *replay.split()[1:]], cwd=folder, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "harness.cli", *replay.split()[1:]],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert again.returncode == 1, again.stdout + again.stderr
     assert "failed as recorded" in again.stdout
