@@ -16,11 +16,13 @@ from hypothesis import HealthCheck, Phase, find, settings
 from hypothesis.strategies import SearchStrategy
 from typer.testing import CliRunner
 
-from harness.case import Case, Segment
+from harness.case import AnyCase, Case, Segment
 from harness.cell import Cell, CellResult, CellSpec
 from harness.cli import build
 from harness.context import Property
+from harness.failure import Failure
 from harness.isolation import find_property
+from harness.shrink import polish
 
 SUBJECTS = Path(__file__).parent / "subjects"
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,6 +39,20 @@ _SETTINGS = settings(
 def minimal(strategy: SearchStrategy[Any], predicate: Callable[[Any], bool] = lambda _: True) -> Any:
     """The example that Hypothesis shrinks to among those for which ``predicate`` holds; raises when it finds none."""
     return find(strategy, predicate, settings=_SETTINGS, random=random.Random(0))
+
+
+def smallest(strategy: SearchStrategy[Any], predicate: Callable[[Any], bool]) -> Any:
+    """The smallest case for which ``predicate`` holds as a user gets it: shrunk by Hypothesis, then polished.
+
+    Hypothesis cannot leave a crowd of sequences when it would have to lengthen the list that is drawn beside it.
+    """
+    found = minimal(strategy, predicate)
+    failure = Failure("the predicate holds")
+
+    def judge(case: AnyCase) -> Failure | None:
+        return failure if predicate(case) else None
+
+    return polish(found, failure, judge, seconds=20.0)[0]
 
 
 def find_any(strategy: SearchStrategy[Any], predicate: Callable[[Any], bool], *, examples: int = 1000) -> Any:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from harness import operators, strategies
 from harness.case import Case, Layout, Segment
 from references.chunk_metadata import count_extra_chunks
-from tests.harness.support import find_any, minimal, row
+from tests.harness.support import find_any, minimal, row, smallest
 
 SCALES = {"cpu": strategies.CPU, "cuda": strategies.GPU}
 SEQUENCES = ("conv_prefill", "conv_update", "gdn_decode")
@@ -60,13 +60,13 @@ def test_decode_row_shrinks_to_the_smallest_dims(scale: strategies.Scale) -> Non
 
 
 def test_two_sequences_shrink_to_exactly_two(scale: strategies.Scale) -> None:
-    found = minimal(cases("conv_prefill", scale), lambda c: sum(s.length >= 2 for s in c.sequences if s.active) >= 2)
+    found = smallest(cases("conv_prefill", scale), lambda c: sum(s.length >= 2 for s in c.sequences if s.active) >= 2)
     assert sorted(found.sequences, key=lambda s: s.slot) == [Segment(2, "fresh", 0), Segment(2, "fresh", 1)]
     assert (found.layout, found.seed, found.choice) == (Layout(), 0, 0)
 
 
 def test_inactive_row_beside_a_live_one(scale: strategies.Scale) -> None:
-    found = minimal(cases("conv_update", scale), lambda c: len({s.active for s in c.sequences}) == 2)
+    found = smallest(cases("conv_update", scale), lambda c: len({s.active for s in c.sequences}) == 2)
     assert sorted(s.kind for s in found.sequences) == ["inactive", "resumed"]
     assert found.pad_slot == -1
 
