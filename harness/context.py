@@ -36,6 +36,9 @@ class Property:
     dtypes: tuple[str, ...] | None = None
     #: Replaces the operator's strategy, for properties about a special kind of case.
     strategy: Callable[..., Any] | None = field(default=None, compare=False)
+    #: (operator's name, subject's function) -> why there is nothing to check for it, or "": such a cell is listed as not
+    #: run instead of passing.
+    nothing_to_check: Callable[[str, Callable[..., Any]], str] = field(default=lambda _, __: "", compare=False)
 
     def __post_init__(self) -> None:
         if self.group not in GROUPS:
@@ -75,9 +78,11 @@ class Context:
             self.function, batch, device=self.device, check_memory=self.check_memory, poison=poison
         )
 
-    def baseline(self) -> Callable[..., Any] | None:
+    def baseline(self) -> Callable[..., Any]:
+        """The operator's pre-optimization implementation; its properties are not run where there is none."""
         found = baseline(self.operator.name)
-        return found.load() if found else None
+        assert found is not None
+        return found.load()
 
     # -- judging ----------------------------------------------------------------------------------------------------
 

@@ -65,7 +65,8 @@ def cells(plan: Plan, operator: str, properties: Iterable[Property]) -> list[tup
     total = plan.cases or tiers.CASES[plan.tier][plan.device][operator]
     drafts: list[tuple[Property, Planned, tiers.Share]] = []
     for subject in plan.subjects_of(operator):
-        capabilities = Capabilities.of(subject.load())
+        function = subject.load()
+        capabilities = Capabilities.of(function)
         for prop in wanted:
             for dtype in operators.get(operator).dtypes:
                 if prop.dtypes is not None and dtype not in prop.dtypes:
@@ -82,6 +83,9 @@ def cells(plan: Plan, operator: str, properties: Iterable[Property]) -> list[tup
                     check_memory="memory" in plan.groups,
                 )
                 reason, required = _obstacle(plan, capabilities, dtype)
+                nothing = prop.nothing_to_check(operator, function)
+                if nothing and not reason:
+                    reason, required = nothing, False
                 share = tiers.Share(prop.weight * capabilities.case_share, prop.examples)
                 drafts.append((prop, Planned(spec, reason, required), share))
     runnable = [i for i, (_, planned, _) in enumerate(drafts) if not planned.not_run]

@@ -8,7 +8,9 @@ Bitwise means: the same inputs meet the same arithmetic, so nothing may change (
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -16,6 +18,7 @@ from harness.batch import Batch, Result
 from harness.case import Case, Layout, Segment
 from harness.context import Context, Property
 from harness.failure import fail
+from harness.subjects import baseline as baseline_of
 
 
 def equivalence_body(context: Context, case: Case) -> None:
@@ -272,8 +275,6 @@ def scaled_body(context: Context, case: Case) -> None:
 def baseline_body(context: Context, case: Case) -> None:
     """The optimized way and the way it was done before give the same state bits where the state is a copy."""
     baseline = context.baseline()
-    if baseline is None:
-        return
     batch = context.batch(case)
     operator = context.sequences
     old = operator.run(baseline, batch, device=context.device, check_memory=False)
@@ -282,6 +283,10 @@ def baseline_body(context: Context, case: Case) -> None:
         kept, left = (Result(tuple(o[:0] for o in r.outputs), r.states) for r in (new, old))
         context.require_same(kept, left, "the pre-optimization path leaves these bits in the slot", batch=batch)
     context.require_within_budget(old, batch)
+
+
+def no_baseline(operator: str, _: Callable[..., Any]) -> str:
+    return "" if baseline_of(operator) else f"no package offers a baseline of {operator}"
 
 
 equivalence = Property("equivalence", "equivalence", equivalence_body, weight=6)
@@ -296,7 +301,7 @@ cold_equals_warm = Property("cold_equals_warm", "relations", cold_equals_warm_bo
 neighbour_perturbed = Property("neighbour_perturbed", "relations", neighbour_perturbed_body)
 future_perturbed = Property("future_perturbed", "relations", future_perturbed_body)
 scaled = Property("scaled_by_two", "relations", scaled_body, dtypes=("float32", "bfloat16"))
-baseline_agrees = Property("agrees_with_baseline", "relations", baseline_body, weight=0.5)
+baseline_agrees = Property("agrees_with_baseline", "relations", baseline_body, weight=0.5, nothing_to_check=no_baseline)
 high_slot = Property("high_slot", "memory", high_slot_body, examples=2)
 poison_independent = Property("poison_independent", "memory", poison_independent_body)
 memory = Property("hostile_memory", "memory", memory_body)

@@ -126,6 +126,12 @@ def _broken(module: object, error: Exception) -> str:
     return f"subject: importing {module} raised {type(error).__name__}: {error}; it must import by itself"
 
 
+def sibling(function: Callable[..., Any], name: str) -> Callable[..., Any] | None:
+    """The function of this name in the module that defines ``function``, if there is one."""
+    module = sys.modules.get(getattr(function, "__module__", ""))
+    return getattr(module, name, None)
+
+
 def registered(operator: str) -> list[Subject]:
     """The subjects that installed packages offer for this operator, by name."""
     found = entry_points(group=GROUP + operator)

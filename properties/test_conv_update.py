@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from harness import arguments, guards, operators, relations
 from harness.case import Case
 from harness.context import Context, Property
 from harness.pytest_plugin import CheckedCell
+from harness.subjects import sibling
 
 OPERATOR = "conv_update"
 
@@ -19,10 +21,8 @@ def equals_prefill_body(context: Context, case: Case) -> None:
     Between implementations of different people no such promise exists: each is held against the reference.
     """
     prefill = operators.get("conv_prefill")
-    module = sys.modules.get(getattr(context.function, "__module__", ""))
-    counterpart = getattr(module, prefill.name, None)
-    if counterpart is None:
-        return
+    counterpart = sibling(context.function, prefill.name)
+    assert counterpart is not None
     batch = context.batch(case)
     got = context.run(batch)
     as_prefill = replace(batch, case=case.with_(operator=prefill.name))
@@ -30,7 +30,13 @@ def equals_prefill_body(context: Context, case: Case) -> None:
     context.require_same(got, expected, "one decode step must equal a prefill of one token", batch=batch)
 
 
-equals_prefill = Property("equals_prefill_of_one_token", "relations", equals_prefill_body)
+def no_prefill_beside(_: str, function: Callable[..., Any]) -> str:
+    return "" if sibling(function, "conv_prefill") else "its module has no conv_prefill to compare with"
+
+
+equals_prefill = Property(
+    "equals_prefill_of_one_token", "relations", equals_prefill_body, nothing_to_check=no_prefill_beside
+)
 
 PROPERTIES = (
     relations.equivalence,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
-from harness import guards
+from harness import guards, relations
 from harness.arguments import strict_mode
 from harness.case import Step, StepCase
 from harness.context import Context, Property
@@ -200,8 +200,6 @@ def agrees_with_device_body(context: Context, case: StepCase) -> None:
 
 def baseline_body(context: Context, case: StepCase) -> None:
     baseline = context.baseline()
-    if baseline is None:
-        return
     live = _operator(context).live(baseline, case, context.device)
     for step in case.steps:
         live.require_right(step, live.snapshot(live.prepare(step)))
@@ -230,7 +228,9 @@ arbitrary = Property("arbitrary_steps", "equivalence", life_body, weight=4)
 unsynchronized = Property("back_to_back", "relations", unsynchronized_body, strategy=lives)
 independent = Property("independent_of_history", "relations", independent_of_history_body, strategy=lives)
 host_agrees = Property("host_agrees_with_device", "relations", agrees_with_device_body)
-baseline_agrees = Property("agrees_with_baseline", "relations", baseline_body, weight=0.5)
+baseline_agrees = Property(
+    "agrees_with_baseline", "relations", baseline_body, weight=0.5, nothing_to_check=relations.no_baseline
+)
 bad_steps = Property("bad_arguments", "arguments", bad_steps_body, examples=5)
 
 PROPERTIES = (
