@@ -6,7 +6,7 @@ import builtins
 import json
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -80,8 +80,6 @@ def adapted(case: AnyCase, capabilities: Capabilities) -> AnyCase:
     if not capabilities.strided:
         case = case.with_(layout=Layout(wide_indices=case.layout.wide_indices, slot_pad=case.layout.slot_pad))
     if not capabilities.padded_pool:
-        from dataclasses import replace
-
         case = case.with_(layout=replace(case.layout, slot_pad=0))
     if case.state_dtype not in capabilities.state_dtypes:
         case = case.with_(state_dtype=capabilities.state_dtypes[0])

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from harness import inflight, interpreter, launches
+from harness import inflight, interpreter, launches, operators
 from harness.case import Case, Layout, Segment, StepCase
 from harness.context import Context, Property
 from harness.execution import Call, raised, synchronize
@@ -224,7 +224,7 @@ def copies_body(context: Context, case: Case) -> None:
 def variants_body(context: Context, case: Any) -> None:
     """Over a workload of varying numbers of sequences and tokens, each kernel keeps to a few compiled variants."""
     rng = random.Random(case.seed + case.choice if isinstance(case, Case) else case.seed)
-    bodies = (_call(context, _varied(case, rng, context.device.type)) for _ in range(WORKLOAD))
+    bodies = (_call(context, _varied(case, rng)) for _ in range(WORKLOAD))
     with launches.recorded(execute=not interpreter.requested()) as seen:
         for body in bodies:
             _execute(context, body)
@@ -242,9 +242,9 @@ def variants_body(context: Context, case: Any) -> None:
             )
 
 
-def _varied(case: Case, rng: random.Random, device: str) -> Case:
+def _varied(case: Case, rng: random.Random) -> Case:
     count = rng.choice([1, 2, 3, rng.randint(1, 16), rng.randint(1, 48)])
-    decode = context_is_decode(case)
+    decode = operators.get(case.operator).decode
     longest = 1 if decode else rng.choice([1, 7, 16, 40])
     rows = tuple(
         Segment(
@@ -253,10 +253,6 @@ def _varied(case: Case, rng: random.Random, device: str) -> Case:
         for slot in range(count)
     )
     return case.with_(sequences=rows, pool_slots=64, seed=rng.randrange(2**31))
-
-
-def context_is_decode(case: Case) -> bool:
-    return case.operator in ("conv_update", "gdn_decode")
 
 
 def graph_body(context: Context, case: Case) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+from harness import operators
 from harness.case import AnyCase, Case, Layout, Segment, StepCase
 from harness.failure import Failure
 
@@ -93,7 +94,7 @@ def _smaller_dims(case: Case) -> Iterator[Case]:
 def _shorter(case: Case) -> Iterator[Case]:
     for i, segment in enumerate(case.sequences):
         for length in (0, 1, 2, segment.length // 2, segment.length - 1):
-            if 0 <= length < segment.length and case.operator not in ("conv_update", "gdn_decode"):
+            if 0 <= length < segment.length and not operators.get(case.operator).decode:
                 yield case.with_(sequences=_with(case, i, replace(segment, length=length)))
 
 

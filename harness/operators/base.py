@@ -37,6 +37,8 @@ class Operator(ABC):
     #: dtypes of its cells; metadata operators have one.
     dtypes: ClassVar[tuple[str, ...]]
     case_type: ClassVar[Any]
+    #: Rows are single tokens with an existing state: no flags, no lengths.
+    decode: ClassVar[bool] = False
 
     @abstractmethod
     def cases(self, scale: Scale, dtype: str) -> SearchStrategy[Any]:
@@ -64,8 +66,6 @@ class SequenceOperator(Operator):
     state_name: ClassVar[str]
     #: The state row is a copy of inputs, so it must equal the reference's bit for bit.
     state_is_copy: ClassVar[bool] = False
-    #: Rows are single tokens with an existing state: no flags, no lengths.
-    decode: ClassVar[bool] = False
 
     # -- contents ---------------------------------------------------------------------------------------------------
 
