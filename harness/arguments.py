@@ -28,6 +28,8 @@ POSITIONAL = {
     "conv_prefill": ("x", "weight"),
     "conv_update": ("x", "weight"),
     "gdn_decode": ("q", "k", "v"),
+    "gdn_prefill": ("q", "k", "v"),
+    "gated_rmsnorm": ("x", "z", "weight"),
 }
 
 
@@ -93,7 +95,7 @@ def value_breakages(operator: str, call: dict[str, Any]) -> Iterator[Breakage]:
                 strict=True,
                 without=hints,
             )
-        if operator == "conv_prefill":
+        if operator in ("conv_prefill", "gdn_prefill"):
             yield Breakage("starts that end beyond the last token", "cu_seqlens", _end_moved, strict=True)
     if operator == "chunk_metadata":
         for size in (0, -1):
@@ -132,7 +134,7 @@ def _packed(context: Context, case: Case) -> Call:
     operator = context.operator
     if isinstance(operator, ChunkMetadata):
         return operator.pack(case.with_(options={"hints": True}), context.device)
-    return context.sequences.pack(context.batch(case), Arena(context.device))
+    return context.tokens.pack(context.batch(case), Arena(context.device))
 
 
 def _named(context: Context, call: Call) -> dict[str, Any]:

@@ -10,6 +10,12 @@ nobody can avoid. u is the unit roundoff of the output's dtype and of float32. |
 absolute values of the terms that were added up (the operator's `magnitude`), so that cancellation widens the allowance
 exactly where it amplifies rounding and nowhere else. Nothing is averaged over rows: one bad row fails.
 
+An operator that rounds the operands of its matrix products to half precision declares what that does to each element, as
+the root of the sum of squares over all roundings (`operand_noise`). Such errors are random, and the model kernel shows
+one draw of them: on a row of a few elements it may be almost right by chance. Its error there therefore counts as no
+smaller than OPERAND_ULPS x operand noise: a rounding is uniform, its standard deviation 1 / sqrt(3) of what the noise counts,
+so FACTOR x OPERAND_ULPS lets an element be off by six standard deviations and a row by three and a half.
+
 The constants are calibrated on implementations known to be right (`tests/harness/test_budget.py` repeats the measurement and
 `docs/budget.md` records it) and are never widened to make a test pass.
 """
@@ -28,6 +34,11 @@ FACTOR = 2.0
 OUTPUT_ULPS_RMS = 0.5
 OUTPUT_ULPS_MAX = 1.0
 COMPUTE_ULPS = 16.0
+OPERAND_ULPS_RMS = 1.0
+OPERAND_ULPS_MAX = 1.75
+#: For the report only, nothing is judged by it: a row's error is compared with the model kernel's where that is more than
+#: so many unit roundoffs of the row. Below, the model kernel is right by chance.
+RATIO_FLOOR_ULPS = 0.1
 
 #: Unit roundoff: the largest relative error of one rounding to nearest.
 UNIT_ROUNDOFF = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
@@ -43,37 +54,61 @@ class Measured:
     rms_allowed: Tensor
     peak: Tensor
     peak_allowed: Tensor
+    #: The model kernel's RMS error, and above what it counts in `to_model`.
+    model: Tensor
+    model_floor: Tensor
 
     @property
     def ratio(self) -> Tensor:
         """How much of its allowance each row uses; above 1 it fails."""
         return torch.maximum(self.rms / self.rms_allowed, self.peak / self.peak_allowed)
 
+    @property
+    def to_model(self) -> Tensor:
+        """Each row's RMS error over the model kernel's; NaN where that is under its floor."""
+        return torch.where(self.model > self.model_floor, self.rms / self.model, torch.nan)
 
-def measure(got: Tensor, oracle: Tensor, model: Tensor, magnitude: Tensor) -> Measured:
-    """Row errors of ``got`` [..., n]; ``oracle`` float64, ``model`` in the storage dtype, ``magnitude`` >= |terms|, all alike."""
+
+def measure(
+    got: Tensor, oracle: Tensor, model: Tensor, magnitude: Tensor, operand_noise: Tensor | None = None
+) -> Measured:
+    """Row errors of ``got`` [..., n]; ``oracle`` float64, ``model`` in the storage dtype, ``magnitude`` >= |terms|, all alike.
+
+    ``operand_noise``: of an operator whose operands are rounded, in the same shape.
+    """
     dtype = got.dtype
     columns = got.shape[-1] if got.dim() else 1
     truth = oracle.double().reshape(-1, columns)
     error = (got.double().reshape(-1, columns) - truth).abs()
     unavoidable = (model.double().reshape(-1, columns) - truth).abs()
+    model_rms = unavoidable.square().mean(1).sqrt()
+    unavoidable_rms, unavoidable_max = model_rms, unavoidable.amax(1)
+    if operand_noise is not None:
+        noise = operand_noise.double().reshape(-1, columns)
+        unavoidable_rms = torch.maximum(unavoidable_rms, OPERAND_ULPS_RMS * noise.square().mean(1).sqrt())
+        unavoidable_max = torch.maximum(unavoidable_max, OPERAND_ULPS_MAX * noise.amax(1))
     terms = magnitude.double().reshape(-1, columns).amax(1)
     size_rms, size_max = truth.square().mean(1).sqrt(), truth.abs().amax(1)
     compute = COMPUTE_ULPS * UNIT_ROUNDOFF[torch.float32] * terms
     if dtype == torch.float64:
         compute = COMPUTE_ULPS * UNIT_ROUNDOFF[torch.float64] * terms
     # In float16 the spacing stops shrinking at the smallest normal number: half of the subnormal spacing is unavoidable.
-    floor = compute + (2.0**-25 if dtype == torch.float16 else TINY[dtype])
+    least = 2.0**-25 if dtype == torch.float16 else TINY[dtype]
+    floor = compute + least
     unit = UNIT_ROUNDOFF[dtype]
     return Measured(
         rms=error.square().mean(1).sqrt(),
-        rms_allowed=FACTOR * unavoidable.square().mean(1).sqrt() + OUTPUT_ULPS_RMS * unit * size_rms + floor,
+        rms_allowed=FACTOR * unavoidable_rms + OUTPUT_ULPS_RMS * unit * size_rms + floor,
         peak=error.amax(1),
-        peak_allowed=FACTOR * unavoidable.amax(1) + OUTPUT_ULPS_MAX * unit * size_max + floor,
+        peak_allowed=FACTOR * unavoidable_max + OUTPUT_ULPS_MAX * unit * size_max + floor,
+        model=model_rms,
+        model_floor=RATIO_FLOOR_ULPS * unit * size_rms + least,
     )
 
 
 Locate = Callable[[list[int]], str]
+#: Takes the rows' shares of their allowances, and their errors over the model kernel's (see `Measured`).
+Count = Callable[[Tensor, Tensor], None]
 
 
 def _indices(index: list[int]) -> str:
@@ -81,16 +116,29 @@ def _indices(index: list[int]) -> str:
 
 
 def require_within(
-    got: Tensor, oracle: Tensor, model: Tensor, magnitude: Tensor, what: str, locate: Locate = _indices
+    got: Tensor,
+    oracle: Tensor,
+    model: Tensor,
+    magnitude: Tensor,
+    what: str,
+    locate: Locate = _indices,
+    operand_noise: Tensor | None = None,
+    count: Count | None = None,
 ) -> float:
     """Raise the failure of the worst row, or return the largest share of its allowance that a row used.
 
     ``what`` names the tensor for the message, e.g. ``"output"``; ``locate`` puts a row's leading indices into words.
+    ``count`` is given every row, failing ones too, an element that is no number as an infinite share.
     """
     if got.numel() == 0:
         return 0.0
     bad = ~torch.isfinite(got) & torch.isfinite(oracle)
+    measured = measure(got, oracle, model, magnitude, operand_noise)
+    ratio = torch.nan_to_num(measured.ratio, nan=0.0, posinf=float("inf"))
     if bool(bad.any()):
+        bad_rows = bad.reshape(-1, got.shape[-1]).any(1)
+        if count is not None:
+            count(ratio.masked_fill(bad_rows, float("inf")), measured.to_model)
         index = torch.nonzero(bad)[0].tolist()
         symptom = "not written" if bool(got[tuple(index)].isnan()) else "non-finite"
         hint = (
@@ -102,11 +150,11 @@ def require_within(
             symptom,
             f"{what} of {locate(index[:-1])}, element {index[-1]}: got {got[tuple(index)].item()} where the oracle has"
             f" {oracle[tuple(index)].item():.6g}{hint}",
-            worst_rows(got, oracle, bad.reshape(-1, got.shape[-1]).any(1).double(), locate=locate),
+            worst_rows(got, oracle, bad_rows.double(), locate=locate),
             mark=what.split(" ")[0],
         )
-    measured = measure(got, oracle, model, magnitude)
-    ratio = torch.nan_to_num(measured.ratio, nan=0.0, posinf=float("inf"))
+    if count is not None:
+        count(ratio, measured.to_model)
     worst = float(ratio.max())
     if worst > 1.0:
         i = int(ratio.argmax())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from harness import budget
 from harness.batch import Batch, Result
+from harness.distribution import Tally
 from harness.memory import same_bits
-from harness.operators.base import Operator, SequenceOperator
+from harness.operators.base import Operator, SequenceOperator, TokenOperator
 from harness.subjects import Capabilities, baseline
 
 GROUPS = ("equivalence", "relations", "memory", "arguments", "cost")
@@ -60,6 +62,14 @@ class Context:
     cases: int = 0
     #: Counts that a guard bounds (launches, compiled variants …): the largest seen, for the report.
     measured: dict[str, int] = field(default_factory=dict)
+    #: The errors of the rows that the budget judged, for the report.
+    tally: Tally = field(default_factory=Tally)
+
+    @property
+    def tokens(self) -> TokenOperator:
+        if not isinstance(self.operator, TokenOperator):
+            raise TypeError(f"{self.operator.name} is no operator over tokens; this property does not apply to it")
+        return self.operator
 
     @property
     def sequences(self) -> SequenceOperator:
@@ -71,12 +81,10 @@ class Context:
         self.measured[what] = max(count, self.measured.get(what, 0))
 
     def batch(self, case: Any) -> Batch:
-        return self.sequences.batch(case, self.device)
+        return self.tokens.batch(case, self.device)
 
     def run(self, batch: Batch, *, poison: float | None = None) -> Result:
-        return self.sequences.run(
-            self.function, batch, device=self.device, check_memory=self.check_memory, poison=poison
-        )
+        return self.tokens.run(self.function, batch, device=self.device, check_memory=self.check_memory, poison=poison)
 
     def baseline(self) -> Callable[..., Any]:
         """The operator's pre-optimization implementation; its properties are not run where there is none."""
@@ -86,21 +94,35 @@ class Context:
 
     # -- judging ----------------------------------------------------------------------------------------------------
 
-    def require_within_budget(self, got: Result, batch: Batch) -> None:
-        """Outputs and states of every active sequence, judged apart against the oracle (see `harness.budget`)."""
+    def require_within_budget(
+        self, got: Result, batch: Batch, *, oracle: Result | None = None, by: str = ""
+    ) -> None:
+        """Outputs and states of every active sequence, judged apart against the oracle (see `harness.budget`).
+
+        ``oracle``: what a property knows to be true by itself, in float64; None asks the operator's. ``by``: whose result it is,
+        where it is not the subject's, so that the report does not count its rows as the subject's.
+        """
         active = batch.active
         if not active:
             return
-        operator = self.sequences
-        oracle, model, magnitude = operator.oracle(batch), operator.model(batch), operator.magnitude(batch)
-        if operator.state_is_copy:
+        operator = self.tokens
+        oracle = oracle or operator.oracle(batch)
+        model, magnitude, noise = operator.model(batch), operator.magnitude(batch), operator.operand_noise(batch)
+        if isinstance(operator, SequenceOperator) and operator.state_is_copy:
             why = "the state is a copy of the last inputs: no arithmetic takes part in it"
             self._require_same_bits(got, model, active, "states", why)
-        else:
+        elif isinstance(operator, SequenceOperator):
             rows = [_joined(t, active, "states") for t in (got, oracle, model, magnitude)]
             self._share(
                 budget.require_within(
-                    rows[0], rows[1], rows[2], rows[3], "state", lambda i: f"sequence {active[i[0]]}, head {i[1]}"
+                    rows[0],
+                    rows[1],
+                    rows[2],
+                    rows[3],
+                    "state",
+                    lambda i: f"sequence {active[i[0]]}, head {i[1]}",
+                    None if noise is None else _joined(noise, active, "states"),
+                    partial(self.tally.add, f"{by} state".strip()),
                 )
             )
         lengths = [batch.lengths[i] for i in active]
@@ -111,7 +133,9 @@ class Context:
             return f"sequence {sequence}, token {number}" + (f", head {index[1]}" if len(index) > 1 else "")
 
         rows = [_joined(t, active, "outputs") for t in (got, oracle, model, magnitude)]
-        self._share(budget.require_within(rows[0], rows[1], rows[2], rows[3], "output", token))
+        spread = None if noise is None else _joined(noise, active, "outputs")
+        count = partial(self.tally.add, f"{by} output".strip())
+        self._share(budget.require_within(rows[0], rows[1], rows[2], rows[3], "output", token, spread, count))
 
     def _share(self, share: float) -> None:
         self.worst_share = max(self.worst_share, share)

@@ -20,8 +20,9 @@ from harness.operators.chunk_metadata import ChunkMetadata
 
 #: The compiled variants one kernel may have over a workload of one model's dims and dtypes.
 MAX_VARIANTS = 4
-MAX_LAUNCHES = 1
 WORKLOAD = 500
+#: Bytes by which two equal needs may differ in the allocator's books.
+POOL_MEMORY_SLACK = 2**20
 
 
 class HostSync(Exception):
@@ -141,7 +142,7 @@ def _pack(context: Context, case: Case, layout: Layout) -> Call:
     # Aligned and small-pooled: these counts are about lengths, not about layouts.
     batch = context.batch(case).with_layout(layout)
     slots = list(range(batch.size))
-    return context.sequences.pack(
+    return context.tokens.pack(
         batch.with_slots([n if s.active else -1 for n, s in zip(slots, batch.segments, strict=True)], batch.size),
         Arena(context.device),
     )
@@ -186,10 +187,11 @@ def launches_body(context: Context, case: Any) -> None:
             _execute(context, body)
         names = seen.kernels
     context.note("launches", len(names))
-    if len(names) > MAX_LAUNCHES:
+    most = context.operator.max_launches
+    if len(names) > most:
         fail(
             "too many launches",
-            f"{context.operator.name} launched {len(names)} kernels in one call, at most {MAX_LAUNCHES} expected:"
+            f"{context.operator.name} launched {len(names)} kernels in one call, at most {most} expected:"
             f" {', '.join(names[:8])}",
         )
 
@@ -218,6 +220,33 @@ def copies_body(context: Context, case: Case) -> None:
             "copies state",
             f"{context.operator.name} moved {copied.bytes} bytes in {len(copied.operations)} tensor operations beside its kernel"
             f" ({', '.join(sorted(set(copied.operations)))}); expected none",
+        )
+
+
+def pool_memory_body(context: Context, case: Case) -> None:
+    """One call needs the same memory beside a pool of its sequences' slots as beside one 64 times as large."""
+    needed = []
+    batch = context.batch(case).with_layout(Layout())
+    slots = [n if s.active else -1 for n, s in enumerate(batch.segments)]
+    for factor in (1, 64):
+        call = context.sequences.pack(batch.with_slots(slots, factor * batch.size), Arena(context.device))
+
+        def body(call: Call = call) -> Any:
+            return context.function(*call.arguments, **call.keywords)
+
+        _execute(context, body)  # compiles, fills caches
+        torch.cuda.reset_peak_memory_stats(context.device)
+        # What was asked for: the blocks that the allocator gives may be larger, depending on what it has at hand.
+        before = torch.cuda.memory_stats(context.device)["requested_bytes.all.current"]
+        _execute(context, body)
+        needed.append(torch.cuda.memory_stats(context.device)["requested_bytes.all.peak"] - before)
+    context.note("bytes beside the pool", needed[0])
+    if abs(needed[1] - needed[0]) > POOL_MEMORY_SLACK:
+        fail(
+            "copies state",
+            f"{context.operator.name} needed {needed[0]} bytes beside a pool of {batch.size} slots and {needed[1]} beside one of"
+            f" {64 * batch.size}; expected the same, within {POOL_MEMORY_SLACK}",
+            mark="pool",
         )
 
 
@@ -257,7 +286,7 @@ def _varied(case: Case, rng: random.Random) -> Case:
 
 def graph_body(context: Context, case: Case) -> None:
     """Captured once, replayed with other contents and other lengths of the same shapes: equal to an eager call."""
-    operator = context.sequences
+    operator = context.tokens
     mirrored = case.with_(sequences=tuple(reversed(case.sequences)), seed=case.seed ^ 1)
     first, second = context.batch(case).with_layout(Layout()), context.batch(mirrored).with_layout(Layout())
     static = operator.pack(first, Arena(context.device))
@@ -296,7 +325,8 @@ def _refill(static: Call, other: Call) -> None:
 
 
 host_sync = Property("no_host_sync", "cost", host_sync_body, weight=0.5)
-launch_count = Property("one_launch", "cost", launches_body, weight=0.25)
+launch_count = Property("bounded_launches", "cost", launches_body, weight=0.25)
 copied_bytes = Property("no_copies_beside_the_kernel", "cost", copies_body, weight=0.5)
 variants = Property("bounded_variants", "cost", variants_body, examples=2)
+pool_memory = Property("memory_independent_of_pool", "cost", pool_memory_body, weight=0.25, devices=("cuda",))
 graph_replay = Property("graph_replay", "cost", graph_body, weight=0.5, devices=("cuda",))

@@ -46,7 +46,7 @@ def repair() -> str | None:
         builder: Any = upstream.InterpreterBuilder
         handle = upstream.TensorHandle
         convert = upstream._convert_float
-        binary, executor = builder.binary_op, upstream.GridExecutor
+        binary, dot, executor = builder.binary_op, builder.create_dot, upstream.GridExecutor
         options = upstream.interpreter_builder.options
         patch_attribute, is_builtin = upstream._patch_attr, tl.core.is_builtin
         restore, to_host = executor._restore_args_dev, executor._init_args_hst
@@ -65,6 +65,12 @@ def repair() -> str | None:
             out = op(bfloat16_values(left.data), bfloat16_values(right.data))
             return handle(out if out.dtype == np.bool_ else bfloat16_bits(out), tl.bfloat16)
         return binary(self, left, right, op)
+
+    def exact_dot(self: Any, a: Any, b: Any, d: Any, *options: Any) -> Any:
+        """Operands as float32, in which products of two 16-bit numbers are exact; sums in the accumulator's dtype."""
+        if a.dtype.scalar == tl.bfloat16 and b.dtype.scalar == tl.bfloat16:
+            a, b = (handle(bfloat16_values(x.data), tl.float32) for x in (a, b))
+        return dot(self, a, b, d, *options)
 
     # Tensors that already lie on the CPU need no copy to the host and no copy back; upstream copies each whole storage
     # back onto itself, which for a pool of many slots costs more than the kernel.
@@ -95,7 +101,7 @@ def repair() -> str | None:
     # high-slot property looks for what overflow does.
     upstream.interpreter_builder.options = replace(options, sanitize_overflow=False)
     upstream._convert_float = exact_convert
-    builder.binary_op = exact_binary
+    builder.binary_op, builder.create_dot = exact_binary, exact_dot
     executor._init_args_hst, executor._restore_args_dev = init_args, restore_args
     return None
 

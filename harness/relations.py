@@ -18,6 +18,8 @@ from harness.batch import Batch, Result
 from harness.case import Case, Layout, Segment
 from harness.context import Context, Property
 from harness.failure import fail
+from harness.operators.base import SequenceOperator, torch_dtype
+from harness.subjects import Capabilities
 from harness.subjects import baseline as baseline_of
 
 
@@ -78,27 +80,90 @@ def inactive_rows_added_body(context: Context, case: Case) -> None:
     )
 
 
+#: More sequences than a kernel may look through at once.
+EMPTIES = 300
+
+
+def empties_added_body(context: Context, case: Case) -> None:
+    """Hundreds of sequences without tokens stand before one of the others: how many there are must not matter."""
+    batch = context.batch(case.with_(dims={**case.dims, "H": 1, "HV": 1}))
+    at = case.choice % (batch.size + 1)
+    one = batch.select([case.choice % batch.size])
+    none = {name: tensor[:0] for name, tensor in one.tokens[0].items()}
+    one = one.replaced(0, segment=Segment(0, "inactive", -1), tokens=none)
+    widened = replace(
+        batch,
+        segments=(*batch.segments[:at], *one.segments * EMPTIES, *batch.segments[at:]),
+        tokens=(*batch.tokens[:at], *one.tokens * EMPTIES, *batch.tokens[at:]),
+        states=(*batch.states[:at], *one.states * EMPTIES, *batch.states[at:]),
+    )
+    kept = [*range(at), *range(at + EMPTIES, widened.size)]
+    context.require_same(
+        context.run(widened).select(kept),
+        context.run(batch),
+        f"{EMPTIES} empty sequences inserted at {at} must change no other row",
+        batch=batch,
+    )
+
+
 def split_and_resume_body(context: Context, case: Case) -> None:
     batch = context.batch(case)
     i = case.choice % batch.size
-    segment = batch.segments[i]
-    at = (case.choice // batch.size) % (segment.length + 1)
+    at = (case.choice // batch.size) % (batch.lengths[i] + 1)
     whole = context.run(batch)
-    first, second = split(batch, i, at)
-    head = context.run(first)
-    if not segment.active:
+    joined = split_and_resumed(context, batch, i, at)
+    if joined is None:
         return
-    tail = context.run(resume(second, i, head))
-    joined = Result(
-        (torch.cat([head.outputs[i], tail.outputs[0]]),),
-        (tail.states[0],),
-    )
     context.require_same(
         joined,
         whole.select([i]),
-        f"sequence {i} cut after {at} of its {segment.length} tokens and resumed must equal the uncut run",
+        f"sequence {i} cut after {at} of its {batch.lengths[i]} tokens and resumed must equal the uncut run",
         batch=batch.select([i]),
     )
+
+
+def split_near_body(context: Context, case: Case) -> None:
+    """Where chunks begin anew at the cut, sums are added up in another order: equal within the budget.
+
+    The state is kept in float32: the rounding of another pool's dtype at the cut would be an error of the cut.
+    """
+    batch = context.batch(case.with_(state_dtype="float32"))
+    i = case.choice % batch.size
+    joined = split_and_resumed(context, batch, i, (case.choice // batch.size) % (batch.lengths[i] + 1))
+    if joined is not None:
+        context.require_within_budget(joined, batch.select([i]))
+
+
+def split_at_chunk_body(context: Context, case: Case) -> None:
+    """A cut between two chunks changes nothing at all, as long as the state loses nothing on its way."""
+    batch = context.batch(case.with_(state_dtype="float32"))
+    size = context.capabilities.chunk_size
+    i = max(batch.active, key=lambda n: batch.lengths[n], default=0)
+    at = size * (case.choice % (batch.lengths[i] // size + 1))
+    joined = split_and_resumed(context, batch, i, at)
+    if joined is None:
+        return
+    context.require_same(
+        joined,
+        context.run(batch).select([i]),
+        f"sequence {i} cut after {at} of its {batch.lengths[i]} tokens, a multiple of the promised chunk of {size}, and resumed"
+        " must equal the uncut run",
+        batch=batch.select([i]),
+    )
+
+
+def promises_no_chunk(_: str, function: Callable[..., Any]) -> str:
+    return "" if Capabilities.of(function).chunk_size else "it promises no chunk size"
+
+
+def split_and_resumed(context: Context, batch: Batch, index: int, at: int) -> Result | None:
+    """What sequence ``index`` gives when it is cut after ``at`` tokens and resumed; None when it is inactive."""
+    first, second = split(batch, index, at)
+    head = context.run(first)
+    if not batch.segments[index].active:
+        return None
+    tail = context.run(resume(second, index, head))
+    return Result((torch.cat([head.outputs[index], tail.outputs[0]]),), (tail.states[0],))
 
 
 def split(batch: Batch, index: int, at: int) -> tuple[Batch, Batch]:
@@ -115,6 +180,101 @@ def resume(rest: Batch, index: int, after: Result) -> Batch:
     """The rest of a split sequence, continuing the state that the first part left behind."""
     segment = replace(rest.segments[0], kind="resumed")
     return rest.replaced(0, segment=segment, state=after.states[index])
+
+
+#: Tokens of a sequence that is fed token by token.
+STEPS = 12
+
+
+def shortened(batch: Batch, index: int) -> Batch:
+    """One sequence alone, cut after so many tokens that feeding them one by one is soon done."""
+    return split(batch, index, min(batch.lengths[index], STEPS))[0].select([index])
+
+
+def fed_by_token(context: Context, alone: Batch) -> Result:
+    """A batch of one active sequence, one call for each token, each resuming what the last one left."""
+    segment, state, outputs = alone.segments[0], alone.states[0], []
+    for t in range(segment.length):
+        one = alone.replaced(
+            0,
+            segment=replace(segment, length=1),
+            tokens={name: tensor[t : t + 1] for name, tensor in alone.tokens[0].items()},
+            state=state,
+        )
+        step = context.run(one)
+        outputs.append(step.outputs[0])
+        state, segment = step.states[0], replace(segment, kind="resumed")
+    return Result((torch.cat(outputs),), (state,))
+
+
+def single_tokens_body(context: Context, case: Case) -> None:
+    """A sequence fed one token a call, each resuming the last, equals one call: bitwise, each output is its own sum."""
+    batch = context.batch(case)
+    i = case.choice % batch.size
+    alone = shortened(batch, i)
+    if not alone.active or not alone.lengths[0]:
+        return
+    whole = context.run(alone)
+    context.require_same(
+        fed_by_token(context, alone), whole, f"sequence {i} token by token must equal one call", batch=alone
+    )
+
+
+def single_tokens_near_body(context: Context, case: Case) -> None:
+    """The same where a call of many tokens adds up in another order: within the budget, the state in float32."""
+    batch = context.batch(case.with_(state_dtype="float32"))
+    alone = shortened(batch, case.choice % batch.size)
+    if alone.active and alone.lengths[0]:
+        context.require_within_budget(fed_by_token(context, alone), alone)
+
+
+def trailing_tokens_body(context: Context, case: Case) -> None:
+    """Tokens behind the last sequence belong to nobody (a graph's padding): zero rows, and nothing else changes."""
+    batch = context.batch(case)
+    extra = case.choice % 4 + 1
+    padded = batch.select([*range(batch.size), case.choice % batch.size])
+    padded = padded.replaced(
+        batch.size,
+        segment=Segment(extra, "inactive", -1),
+        tokens={
+            name: torch.full((extra, *tensor.shape[1:]), float("nan"), dtype=tensor.dtype, device=batch.device)
+            for name, tensor in batch.tokens[0].items()
+        },
+    )
+    operator = context.sequences
+
+    def one_sequence_less(*args: Any, **kwargs: Any) -> Any:
+        """The padding is among the tokens, but no entry of cu_seqlens, slots or flags tells of it."""
+        shorter = {name: kwargs[name][:-1] for name in ("cu_seqlens", "state_indices", "has_initial_state")}
+        return context.function(*args, **{**kwargs, **shorter})
+
+    got = operator.run(one_sequence_less, padded, device=context.device, check_memory=context.check_memory)
+    context.require_same(
+        got.select(list(range(batch.size))),
+        context.run(batch),
+        f"{extra} tokens behind the last sequence must change no other row",
+        batch=batch,
+    )
+
+
+def gathered_body(context: Context, case: Case) -> None:
+    """In the pool and by slot equals: gather the slots in float32, compute, cast to the pool's dtype, scatter. Bitwise."""
+    batch = context.batch(case)
+    dense = batch.with_layout(Layout(wide_indices=batch.layout.wide_indices))
+    compact = replace(batch.plain(None).map_states(lambda state: state.float()), case=case.with_(state_dtype="float32"))
+    apart = context.run(compact)
+    pool = torch_dtype(case.state_dtype)
+    scattered = Result(apart.outputs, tuple(None if s is None else s.to(pool) for s in apart.states))
+    context.require_same(
+        context.run(dense),
+        scattered,
+        f"a {case.state_dtype} pool updated in place must equal float32 copies of its slots, updated and cast",
+        batch=batch,
+    )
+
+
+def takes_no_float32_pool(_: str, function: Callable[..., Any]) -> str:
+    return "" if "float32" in Capabilities.of(function).state_dtypes else "it takes no float32 pool"
 
 
 def strided_body(context: Context, case: Case) -> None:
@@ -174,10 +334,11 @@ def neighbour_perturbed_body(context: Context, case: Case) -> None:
     i = case.choice % batch.size
     old = batch.states[i]
     others = [n for n in range(batch.size) if n != i]
+    other = context.tokens.perturbed
     changed = batch.replaced(
         i,
-        tokens={name: _perturbed(tensor) for name, tensor in batch.tokens[i].items()},
-        state=None if old is None else _perturbed(old),
+        tokens={name: other(name, tensor) for name, tensor in batch.tokens[i].items()},
+        state=None if old is None else other("state", old),
     )
     context.require_same(
         context.run(changed),
@@ -194,10 +355,10 @@ def future_perturbed_body(context: Context, case: Case) -> None:
     length = batch.lengths[i]
     at = (case.choice // batch.size) % (length + 1)
 
-    def later(tensor: torch.Tensor) -> torch.Tensor:
-        return torch.cat([tensor[:at], _perturbed(tensor[at:])])
+    def later(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        return torch.cat([tensor[:at], context.tokens.perturbed(name, tensor[at:])])
 
-    changed = batch.replaced(i, tokens={name: later(tensor) for name, tensor in batch.tokens[i].items()})
+    changed = batch.replaced(i, tokens={name: later(name, tensor) for name, tensor in batch.tokens[i].items()})
     before, after = context.run(batch), context.run(changed)
     context.require_same(
         Result((after.outputs[i][:at],), (None,)),
@@ -205,11 +366,6 @@ def future_perturbed_body(context: Context, case: Case) -> None:
         f"tokens from {at} on must not reach the outputs before them",
         batch=batch.select([i]),
     )
-
-
-def _perturbed(tensor: torch.Tensor) -> torch.Tensor:
-    """Finite, everywhere different, of the same dtype and size class."""
-    return (tensor.float() * -0.75 + 0.5).to(tensor.dtype)
 
 
 def poison_independent_body(context: Context, case: Case) -> None:
@@ -258,9 +414,26 @@ def high_slot_body(context: Context, case: Case) -> None:
     context.require_same(high, low, "a slot beyond 2^31 elements must give the same rows as slot 0", batch=one)
 
 
+def far_apart_body(context: Context, case: Case) -> None:
+    """Tokens more than 2^31 elements apart, as rows of a huge buffer may be."""
+    operator = context.tokens
+    if case.tokens < operator.far_tokens:
+        return  # a smaller case, tried while shrinking
+    batch = context.batch(case)
+    context.require_same(
+        operator.run_far_apart(context.function, batch, device=context.device),
+        context.run(batch),
+        "tokens beyond 2^31 elements must give the same rows as packed ones",
+        batch=batch,
+    )
+
+
 def scaled_body(context: Context, case: Case) -> None:
     """Doubling v and the state doubles outputs and state: exactly, since scaling by two is exact above the subnormals."""
     regime = {**case.regime, "amplitude": "unit"}
+    # Over many tokens every decay but the slow one ends among the subnormals.
+    if not context.sequences.decode and regime.get("decay", "none") != "none":
+        regime["decay"] = "slow"
     if regime.get("decay") == "underflow":
         regime["decay"] = "mixed"
     batch = context.batch(case.with_(regime=regime))
@@ -273,16 +446,18 @@ def scaled_body(context: Context, case: Case) -> None:
 
 
 def baseline_body(context: Context, case: Case) -> None:
-    """The optimized way and the way it was done before give the same state bits where the state is a copy."""
+    """The optimized way and the way it was done before: the same bits of a state that is a copy, and of the same kernel."""
     baseline = context.baseline()
     batch = context.batch(case)
-    operator = context.sequences
+    operator = context.tokens
     old = operator.run(baseline, batch, device=context.device, check_memory=False)
     new = context.run(batch)
-    if operator.state_is_copy:
+    if getattr(baseline, "wraps", None) == context.target:
+        context.require_same(new, old, "the pre-optimization path around the same kernel gives these bits", batch=batch)
+    if isinstance(operator, SequenceOperator) and operator.state_is_copy:
         kept, left = (Result(tuple(o[:0] for o in r.outputs), r.states) for r in (new, old))
         context.require_same(kept, left, "the pre-optimization path leaves these bits in the slot", batch=batch)
-    context.require_within_budget(old, batch)
+    context.require_within_budget(old, batch, by="baseline")
 
 
 def no_baseline(operator: str, _: Callable[..., Any]) -> str:
@@ -294,7 +469,13 @@ alone = Property("packed_equals_alone", "relations", alone_body)
 permuted = Property("sequences_permuted", "relations", permuted_body)
 slots_renamed = Property("slots_renamed", "relations", slots_renamed_body)
 inactive_rows_added = Property("inactive_rows_added", "relations", inactive_rows_added_body)
+empties_added = Property("empty_sequences_added", "relations", empties_added_body, examples=2)
 split_and_resume = Property("split_and_resume", "relations", split_and_resume_body, weight=2)
+split_near = Property("split_and_resume_within_budget", "relations", split_near_body, weight=2)
+single_tokens = Property("token_by_token", "relations", single_tokens_body, weight=0.5)
+single_tokens_near = Property("token_by_token_within_budget", "relations", single_tokens_near_body, weight=0.5)
+trailing_tokens = Property("trailing_tokens", "relations", trailing_tokens_body, weight=0.5)
+gathered = Property("indexed_equals_gathered", "relations", gathered_body, nothing_to_check=takes_no_float32_pool)
 strided = Property("strided_equals_contiguous", "relations", strided_body)
 repeated = Property("repeated", "relations", repeated_body, weight=0.5)
 cold_equals_warm = Property("cold_equals_warm", "relations", cold_equals_warm_body, examples=2, dtypes=("float32",))
@@ -302,6 +483,8 @@ neighbour_perturbed = Property("neighbour_perturbed", "relations", neighbour_per
 future_perturbed = Property("future_perturbed", "relations", future_perturbed_body)
 scaled = Property("scaled_by_two", "relations", scaled_body, dtypes=("float32", "bfloat16"))
 baseline_agrees = Property("agrees_with_baseline", "relations", baseline_body, weight=0.5, nothing_to_check=no_baseline)
+# bfloat16 halves the memory that a GPU really has to hold.
+far_apart = Property("tokens_far_apart", "memory", far_apart_body, examples=2, dtypes=("bfloat16",))
 high_slot = Property("high_slot", "memory", high_slot_body, examples=2)
 poison_independent = Property("poison_independent", "memory", poison_independent_body)
 memory = Property("hostile_memory", "memory", memory_body)

@@ -15,7 +15,7 @@ from harness import operators
 from harness.case import AnyCase, Case, Layout, Segment, StepCase
 from harness.failure import Failure
 
-PLAIN = {"amplitude": "unit", "decay": "none", "keys": "random"}
+PLAIN = {"amplitude": "unit", "decay": "none", "keys": "random", "gate": "random", "rows": "random"}
 SMALL_DIMS = {"D": (1, 2, 3), "W": (2, 3, 4), "K": (4, 8, 16), "V": (4, 8, 16), "C": (1, 2, 4, 8)}
 
 
@@ -46,6 +46,7 @@ def candidates(case: AnyCase) -> Iterator[AnyCase]:
         yield from _smaller_lives(case)
         return
     yield from _fewer_sequences(case)
+    yield from _joined_segments(case)
     if not case.layout.dense:
         yield case.with_(layout=Layout(wide_indices=case.layout.wide_indices))
         for name, value in vars(case.layout).items():
@@ -78,13 +79,25 @@ def _fewer_sequences(case: Case) -> Iterator[Case]:
         size //= 2
 
 
+def _joined_segments(case: Case) -> Iterator[Case]:
+    """One segment of as many tokens, where a segment is tokens and nothing else."""
+    operator = operators.get(case.operator)
+    stateless = isinstance(operator, operators.TokenOperator) and not isinstance(operator, operators.SequenceOperator)
+    if stateless and len(case.sequences) > 1:
+        yield case.with_(sequences=(Segment(case.tokens),))
+
+
 def _smaller_dims(case: Case) -> Iterator[Case]:
     dims = case.dims
-    if "HV" in dims:
+    if "H" in dims:
         ratio = dims["HV"] // dims["H"]
         for heads, new_ratio in ((1, 1), (1, ratio), (dims["H"], 1), (2, 1)):
             if heads * new_ratio < dims["HV"] and heads <= dims["H"]:
                 yield case.with_(dims={**dims, "H": heads, "HV": heads * new_ratio})
+    elif "HV" in dims:
+        for heads in (1, 2):
+            if heads < dims["HV"]:
+                yield case.with_(dims={**dims, "HV": heads})
     for name, sizes in SMALL_DIMS.items():
         for size in sizes:
             if name in dims and size < dims[name]:

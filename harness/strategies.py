@@ -143,8 +143,11 @@ def _crowd(models: list[tuple[int, Kind, int]], extra: tuple[int, int], slots: i
     ]
 
 
-def layouts(*, heads: bool, fused: bool) -> SearchStrategy[Layout]:
-    """Dense most of the time; otherwise padded rows, shifted bases, padded slots, column slices of a wider buffer."""
+def layouts(*, heads: bool, fused: bool, slots: bool = True) -> SearchStrategy[Layout]:
+    """Dense most of the time; otherwise padded rows, shifted bases, padded slots, column slices of a wider buffer.
+
+    ``slots``: there is a state pool, with indices into it.
+    """
     pads = st.sampled_from([0, 0, 1, 8, 16])
     return st.one_of(
         st.just(Layout()),
@@ -153,10 +156,10 @@ def layouts(*, heads: bool, fused: bool) -> SearchStrategy[Layout]:
             row_pad=pads,
             head_pad=st.sampled_from([0, 0, 8]) if heads else st.just(0),
             base_offset=st.sampled_from([0, 0, 1, 8]),
-            slot_pad=st.sampled_from([0, 0, 1, 64]),
+            slot_pad=st.sampled_from([0, 0, 1, 64]) if slots else st.just(0),
             fused=st.booleans() if fused else st.just(False),
-            strided_indices=st.booleans(),
-            wide_indices=st.booleans(),
+            strided_indices=st.booleans() if slots else st.just(False),
+            wide_indices=st.booleans() if slots else st.just(False),
         ),
     )
 

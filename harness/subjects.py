@@ -29,6 +29,7 @@ class Capabilities:
     views that are not dense. padded_pool: accepts a slot stride larger than a slot. bitwise: keeps the bitwise promises
     of the relations (otherwise they are judged by the budget). min_capability: CUDA compute capability, as (9, 0).
     case_share: the part of the usual number of cases it gets where it is slow (a kernel under the interpreter).
+    chunk_size: tokens at whose multiples a sequence may be cut and resumed without changing a bit; 0: no such promise.
     """
 
     devices: tuple[str, ...] = ("cpu", "cuda")
@@ -41,6 +42,7 @@ class Capabilities:
     bitwise: bool = True
     min_capability: tuple[int, int] = (0, 0)
     case_share: float = 1.0
+    chunk_size: int = 0
 
     @classmethod
     def of(cls, function: Callable[..., Any]) -> Capabilities:

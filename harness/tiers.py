@@ -19,6 +19,8 @@ CASES: dict[str, dict[str, dict[str, int]]] = {
             "conv_prefill": 400,
             "conv_update": 350,
             "gdn_decode": 500,
+            "gdn_prefill": 250,
+            "gated_rmsnorm": 200,
         },
         "cuda": {
             "chunk_metadata": 600,
@@ -26,6 +28,8 @@ CASES: dict[str, dict[str, dict[str, int]]] = {
             "conv_prefill": 600,
             "conv_update": 400,
             "gdn_decode": 600,
+            "gdn_prefill": 600,
+            "gated_rmsnorm": 300,
         },
     },
     "premerge": {
@@ -35,6 +39,8 @@ CASES: dict[str, dict[str, dict[str, int]]] = {
             "conv_prefill": 550,
             "conv_update": 800,
             "gdn_decode": 900,
+            "gdn_prefill": 450,
+            "gated_rmsnorm": 350,
         },
         "cuda": {
             "chunk_metadata": 2200,
@@ -42,6 +48,8 @@ CASES: dict[str, dict[str, dict[str, int]]] = {
             "conv_prefill": 1500,
             "conv_update": 1000,
             "gdn_decode": 1500,
+            "gdn_prefill": 1500,
+            "gated_rmsnorm": 800,
         },
     },
     "nightly": {
@@ -51,6 +59,8 @@ CASES: dict[str, dict[str, dict[str, int]]] = {
             "conv_prefill": 4000,
             "conv_update": 3000,
             "gdn_decode": 5000,
+            "gdn_prefill": 3000,
+            "gated_rmsnorm": 2000,
         },
         "cuda": {
             "chunk_metadata": 20000,
@@ -58,6 +68,8 @@ CASES: dict[str, dict[str, dict[str, int]]] = {
             "conv_prefill": 20000,
             "conv_update": 12000,
             "gdn_decode": 20000,
+            "gdn_prefill": 20000,
+            "gated_rmsnorm": 8000,
         },
     },
 }

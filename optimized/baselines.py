@@ -193,6 +193,60 @@ def gdn_decode(
     return _place_rows(out.to(out_dtype), rows, batch)
 
 
+def gated_rmsnorm(x: Tensor, z: Tensor, weight: Tensor, *, eps: float = 1e-6) -> Tensor:
+    """x, z [T, HV, V] -> y [T, HV, V]: packed copies in float32, and one pass over memory for each step."""
+    wide, gate = x.contiguous().float(), z.contiguous().float()
+    variance = wide.pow(2).mean(-1, keepdim=True)
+    normalised = wide * torch.rsqrt(variance + eps)
+    return (normalised * weight.float() * F.silu(gate)).to(x.dtype)
+
+
+def gdn_prefill(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    g: Tensor,
+    beta: Tensor,
+    state: Tensor,
+    cu_seqlens: Tensor,
+    state_indices: Tensor,
+    has_initial_state: Tensor,
+    scale: float | None = None,
+) -> Tensor:
+    """q, k [T, H, K], v [T, HV, V] -> o [T, HV, V]: reset by mask, gather the states in float32, kernel, cast, scatter.
+
+    The kernel is that of ``optimized.gdn_prefill``: what differs is all that was moved around it, and the host that waits
+    for the sizes of the masks.
+    """
+    from optimized.gdn_prefill import gdn_prefill as kernel
+
+    active = state_indices >= 0
+    slots = state_indices[active].long()
+    state[state_indices[active & ~has_initial_state].long()] = 0
+    gathered = state.new_zeros((state_indices.shape[0], *state.shape[1:]), dtype=torch.float32)
+    gathered[active] = state[slots].float()
+    rows = torch.arange(state_indices.shape[0], dtype=torch.int32, device=state.device).masked_fill(~active, -1)
+    out = kernel(
+        q,
+        k,
+        v,
+        g=g,
+        beta=beta,
+        state=gathered,
+        cu_seqlens=cu_seqlens,
+        state_indices=rows,
+        has_initial_state=torch.ones_like(has_initial_state),
+        scale=scale,
+    )
+    state[slots] = gathered[active].to(state.dtype)
+    return out
+
+
+#: Around this kernel the moving is done: the two must agree in every bit.
+gdn_prefill.wraps = "optimized.gdn_prefill:gdn_prefill"  # type: ignore[attr-defined]
+
+
 def _activate(x: Tensor, activation: str | None) -> Tensor:
     return F.silu(x) if activation == "silu" else x
 

@@ -7,7 +7,10 @@ eye, not to be fast. With `compute_dtype=torch.float64` (the default) they are t
 
 from references.causal_conv import conv_prefill, conv_update
 from references.chunk_metadata import chunk_metadata, count_extra_chunks
+from references.gated_norm import gated_rmsnorm
 from references.gdn import gates, gdn_decode, gdn_recurrence, l2norm
+from references.gdn import gdn_recurrence as gdn_prefill
+from references.gdn_chunked import gdn_chunked
 from references.step_metadata import StepMetadata, StepMetadataBuilder, step_metadata
 
 __all__ = [
@@ -17,8 +20,11 @@ __all__ = [
     "conv_prefill",
     "conv_update",
     "count_extra_chunks",
+    "gated_rmsnorm",
     "gates",
+    "gdn_chunked",
     "gdn_decode",
+    "gdn_prefill",
     "gdn_recurrence",
     "l2norm",
     "step_metadata",

@@ -81,7 +81,7 @@ def gdn_recurrence(
     Raises:
         ValueError: HV is not a multiple of H.
     """
-    q, k = _heads_of_values(q, k, v.shape[1], compute_dtype)
+    q, k = heads_of_values(q, k, v.shape[1], compute_dtype)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     values, g, beta = v.to(compute_dtype), g.to(compute_dtype), beta.to(compute_dtype)
     o = torch.zeros(v.shape, dtype=v.dtype, device=v.device)
@@ -129,7 +129,7 @@ def gdn_decode(
     Raises:
         ValueError: HV is not a multiple of H.
     """
-    q, k = _heads_of_values(q, k, v.shape[1], compute_dtype)
+    q, k = heads_of_values(q, k, v.shape[1], compute_dtype)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     g, beta = gates(a, b, A_log, dt_bias, compute_dtype)
     o = torch.zeros(v.shape, dtype=v.dtype, device=v.device)
@@ -154,7 +154,7 @@ def _step(S: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -
     return S, (S * q[..., None, :]).sum(-1)
 
 
-def _heads_of_values(q: Tensor, k: Tensor, value_heads: int, compute_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def heads_of_values(q: Tensor, k: Tensor, value_heads: int, compute_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Normalise q and k [T, H, K] and repeat each head for the consecutive value heads it serves: [T, HV, K]."""
     heads = q.shape[1]
     if value_heads % heads != 0:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -39,10 +40,16 @@ class Operator(ABC):
     case_type: ClassVar[Any]
     #: Rows are single tokens with an existing state: no flags, no lengths.
     decode: ClassVar[bool] = False
+    #: Kernels that one call may launch.
+    max_launches: ClassVar[int] = 1
 
     @abstractmethod
     def cases(self, scale: Scale, dtype: str) -> SearchStrategy[Any]:
         """Cases of this dtype for this scale."""
+
+    def compile_cases(self, dtype: str) -> Iterator[AnyCase]:
+        """Cases at the shapes of real models: `harness.compiling` compiles the kernels that they launch. None by default."""
+        return iter(())
 
     @abstractmethod
     def describe(self, case: Any) -> str:
@@ -57,24 +64,26 @@ class Operator(ABC):
         return {"length": list(case.lengths), "sequences": [len(case.lengths)], "dtype": [case.dtype]}
 
 
-class SequenceOperator(Operator):
-    """An operator over a packed batch of sequences with one state slot each."""
+class TokenOperator(Operator):
+    """An operator over packed tokens. Its batches hold them in segments, so that relations can pack, permute and perturb.
+
+    This class knows no state: a segment is some tokens, and nothing else about it matters.
+    """
 
     case_type = Case
     dtypes = ("float32", "float16", "bfloat16")
     token_inputs: ClassVar[tuple[str, ...]]
-    state_name: ClassVar[str]
-    #: The state row is a copy of inputs, so it must equal the reference's bit for bit.
-    state_is_copy: ClassVar[bool] = False
+    #: For `run_far_apart`: how many of the first arguments are placed so, the elements from one row to the next, and the
+    #: tokens that it takes until an offset needs more than 31 bits.
+    far_arguments: ClassVar[int] = 0
+    far_pitch: ClassVar[int] = HIGH_STRIDE
+    far_tokens: ClassVar[int] = 5
 
     # -- contents ---------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def batch(self, case: Case, device: torch.device) -> Batch:
         """The contents of a case on a device: same case, same device type, same bits."""
-
-    @abstractmethod
-    def state_shape(self, batch: Batch) -> tuple[int, ...]: ...
 
     @abstractmethod
     def output_shape(self, batch: Batch, tokens: int) -> tuple[int, ...]: ...
@@ -102,6 +111,16 @@ class SequenceOperator(Operator):
     def model(self, batch: Batch) -> Result:
         return self.reference(batch, compute=torch.float32, storage=None)
 
+    def operand_noise(self, batch: Batch) -> Result | None:
+        """What rounding operands to their dtype does, in the shapes of a result (`harness.budget`); None: nothing is."""
+        return None
+
+    # -- relations --------------------------------------------------------------------------------------------------
+
+    def perturbed(self, name: str, tensor: Tensor) -> Tensor:
+        """Other contents for this input or state: finite, everywhere different, of the same dtype and size class."""
+        return (tensor.float() * -0.75 + 0.5).to(tensor.dtype)
+
     # -- one call ---------------------------------------------------------------------------------------------------
 
     def run(
@@ -113,10 +132,73 @@ class SequenceOperator(Operator):
         check_memory: bool = True,
         poison: float | None = None,
     ) -> Result:
-        """Call ``function`` on the batch in hostile memory; check shape, dtype, memory and inactive rows."""
+        """Call ``function`` on the batch in hostile memory; check shape, dtype and memory."""
         call = self.pack(batch, Arena(device, poison))
         out = execution.invoke(function, call, check_memory=check_memory, what=self.name)
         return self.unpack(out, call, batch)
+
+    def run_far_apart(self, function: Callable[..., Any], batch: Batch, *, device: torch.device) -> Result:
+        """Call ``function`` on views whose last token lies more than 2^31 elements behind the first.
+
+        They are column slices of one huge buffer; its pages between the tokens are never touched on a CPU, where as many lie
+        before the first one, so that an offset that wraps around still hits mapped memory.
+        """
+        call = self.pack(batch.with_layout(Layout(wide_indices=batch.layout.wide_indices)), Arena(device))
+        near = call.arguments[: self.far_arguments]
+        lead = 2**31 if device.type == "cpu" else 0
+        last, width = (near[0].shape[0] - 1) * self.far_pitch, sum(rows[0].numel() for rows in near)
+        storage = torch.empty(lead + last + width, dtype=near[0].dtype, device=device)
+        far, column = [], lead
+        for rows in near:
+            strides = (self.far_pitch, *rows.stride()[1:])
+            far.append(storage.as_strided(rows.shape, strides, column).copy_(rows))
+            column += rows[0].numel()
+        call = replace(call, arguments=(*far, *call.arguments[self.far_arguments :]))
+        return self.unpack(execution.invoke(function, call, check_memory=False, what=self.name), call, batch)
+
+    def unpack(self, out: Any, call: execution.Call, batch: Batch) -> Result:
+        """What a call returned, by segment; checks shape and dtype."""
+        expected = self.output_shape(batch, sum(batch.lengths))
+        dtype = self.output_dtype(batch)
+        if not isinstance(out, Tensor):
+            fail("wrong shape", f"{self.name} returned {type(out).__name__}, expected a tensor of shape {expected}")
+        if tuple(out.shape) != expected:
+            fail("wrong shape", f"{self.name} returned shape {tuple(out.shape)}, expected {expected}")
+        if out.dtype != dtype:
+            fail("wrong dtype", f"{self.name} returned {out.dtype}, expected {dtype}, the dtype of its inputs")
+        return Result(tuple(out.clone().split(batch.lengths)), (None,) * batch.size)
+
+    # -- packing helpers --------------------------------------------------------------------------------------------
+
+    def place_tokens(self, batch: Batch, arena: Arena, names: tuple[str, ...] | None = None) -> dict[str, Tensor]:
+        """The token tensors (or these of them), packed, in the batch's layout."""
+        layout = batch.layout
+        packed = {name: batch.packed(name) for name in names or self.token_inputs}
+        if layout.fused and len(packed) > 1:
+            return arena.place_fused(packed, row_pad=layout.row_pad, offset=layout.base_offset)
+        placed = {}
+        # Each input has pitches of its own: two that agree would hide that one is read with the other's.
+        for place, (name, content) in enumerate(packed.items(), start=1):
+            strides = list(content.contiguous().stride())
+            if content.dim() == 3:
+                strides[1] += place * layout.head_pad
+                strides[0] = strides[1] * content.shape[1]
+            strides[0] += place * layout.row_pad
+            placed[name] = arena.place(name, content, strides=strides, offset=layout.base_offset)
+        return placed
+
+
+class SequenceOperator(TokenOperator):
+    """An operator over a packed batch of sequences with one state slot each."""
+
+    state_name: ClassVar[str]
+    #: The state row is a copy of inputs, so it must equal the reference's bit for bit.
+    state_is_copy: ClassVar[bool] = False
+
+    @abstractmethod
+    def state_shape(self, batch: Batch) -> tuple[int, ...]: ...
+
+    # -- one call ---------------------------------------------------------------------------------------------------
 
     def run_in_high_slot(self, function: Callable[..., Any], batch: Batch, *, device: torch.device) -> Result:
         """Call ``function`` on a batch of one sequence whose slot lies more than 2^31 elements into the pool.
@@ -137,15 +219,8 @@ class SequenceOperator(Operator):
         return self.unpack(out, call, moved)
 
     def unpack(self, out: Any, call: execution.Call, batch: Batch) -> Result:
-        expected = self.output_shape(batch, sum(batch.lengths))
-        dtype = self.output_dtype(batch)
-        if not isinstance(out, Tensor):
-            fail("wrong shape", f"{self.name} returned {type(out).__name__}, expected a tensor of shape {expected}")
-        if tuple(out.shape) != expected:
-            fail("wrong shape", f"{self.name} returned shape {tuple(out.shape)}, expected {expected}")
-        if out.dtype != dtype:
-            fail("wrong dtype", f"{self.name} returned {out.dtype}, expected {dtype}, the dtype of its inputs")
-        outputs = tuple(out.clone().split(batch.lengths))
+        """Checks inactive rows too, and takes each active sequence's slot out of the pool."""
+        outputs = super().unpack(out, call, batch).outputs
         idle = [i for i, segment in enumerate(batch.segments) if not segment.active]
         if idle and not bool((torch.cat([outputs[i] for i in idle]) == 0).all()):
             for i in (i for i in idle if not bool((outputs[i] == 0).all())):
@@ -197,23 +272,6 @@ class SequenceOperator(Operator):
         flags = [s.kind != "fresh" for s in batch.segments]
         return arena.place("has_initial_state", torch.tensor(flags, dtype=torch.bool, device=arena.device))
 
-    def place_tokens(self, batch: Batch, arena: Arena) -> dict[str, Tensor]:
-        """The token tensors, packed, in the batch's layout."""
-        layout = batch.layout
-        packed = {name: batch.packed(name) for name in self.token_inputs}
-        if layout.fused and len(packed) > 1:
-            return arena.place_fused(packed, row_pad=layout.row_pad, offset=layout.base_offset)
-        placed = {}
-        # Each input has pitches of its own: two that agree would hide that one is read with the other's.
-        for place, (name, content) in enumerate(packed.items(), start=1):
-            strides = list(content.contiguous().stride())
-            if content.dim() == 3:
-                strides[1] += place * layout.head_pad
-                strides[0] = strides[1] * content.shape[1]
-            strides[0] += place * layout.row_pad
-            placed[name] = arena.place(name, content, strides=strides, offset=layout.base_offset)
-        return placed
-
 
 # -- drawing contents -----------------------------------------------------------------------------------------------
 
@@ -254,15 +312,17 @@ def say_segments(case: Case, *, decode: bool, limit: int = 6) -> str:
     return f"{plural(len(case.sequences), 'row' if decode else 'sequence')}: {', '.join(parts)}"
 
 
-def say_rest(case: Case) -> str:
+def say_rest(case: Case, *, stateless: bool = False) -> str:
     """Dims, dtypes, and only those options and layout fields that are not plain."""
     words = [" ".join(f"{k}={v}" for k, v in case.dims.items())]
     state = "" if case.state_dtype == case.dtype else f", {case.state_dtype} state"
-    words.append(f"{case.dtype}{state}, pool of {case.pool_slots} slots")
+    words.append(case.dtype if stateless else f"{case.dtype}{state}, pool of {case.pool_slots} slots")
     plain = {"unit", "random", "mixed"}
     regimes = [f"{k} {v}" for k, v in case.regime.items() if v not in plain]
     options = [
-        k.replace("_", " ") if v is True else f"{k}={v}" for k, v in case.options.items() if v not in (False, None)
+        k.replace("_", " ") if v is True else f"{k}={v}"
+        for k, v in case.options.items()
+        if v is not None and v is not False
     ]
     layout = [
         f"{name.replace('_', ' ')}" if value is True else f"{name.replace('_', ' ')} {value}"

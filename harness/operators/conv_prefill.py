@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from hypothesis.strategies import SearchStrategy
 
@@ -10,7 +12,7 @@ from harness.batch import Batch, Result
 from harness.case import Case
 from harness.execution import Call
 from harness.memory import Arena
-from harness.operators import base
+from harness.operators import base, published
 from harness.operators.convolution import conv_batch, conv_cases, conv_coverage
 from harness.strategies import Scale
 from references.causal_conv import conv_prefill
@@ -27,6 +29,9 @@ class ConvPrefill(base.SequenceOperator):
         return conv_cases(
             self.name, scale, dtype, strategies.segments(scale, length=strategies.lengths(scale), empties=True)
         )
+
+    def compile_cases(self, dtype: str) -> Iterator[Case]:
+        return published.convolution(self.name, dtype, decode=self.decode)
 
     def describe(self, case: Case) -> str:
         return f"{base.say_segments(case, decode=self.decode)}; {base.say_rest(case)}"

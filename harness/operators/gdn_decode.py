@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import torch
 from hypothesis import strategies as st
@@ -14,70 +14,41 @@ from harness.batch import Batch, Result
 from harness.case import Case
 from harness.execution import Call
 from harness.memory import Arena
-from harness.operators import base
+from harness.operators import published
 from harness.operators.base import AMPLITUDES, generator, only_resumed, torch_dtype
+from harness.operators.delta_rule import DECAYS, KEYS, DeltaRule, delta_cases, draw_decay_rates, draw_keys
 from harness.strategies import Scale
 from references.gdn import gates, gdn_decode, l2norm
 
-#: How fast a head forgets, in -log decay a token: each hides a fault that another one shows (spec 3.11).
-DECAYS = ["mixed", "mixed", "none", "slow", "published", "underflow"]
-KEYS = ["random", "random", "correlated", "orthogonal", "zero"]
 
-
-class GdnDecode(base.SequenceOperator):
+class GdnDecode(DeltaRule):
     name = "gdn_decode"
     summary = "one token of the gated delta rule for each row, gates and norms fused, state in place by slot"
     token_inputs = ("q", "k", "v", "a", "b")
-    state_name = "state"
     decode = True
 
     def cases(self, scale: Scale, dtype: str) -> SearchStrategy[Case]:
-        dims = st.fixed_dictionaries(
-            {
-                "H": st.integers(1, scale.max_heads),
-                "R": st.sampled_from([1, 2, 3, 4]),
-                "K": st.sampled_from(scale.head_dims),
-                "V": st.sampled_from(scale.head_dims),
-            }
-        )
-        rows = strategies.segments(scale, length=st.just(1), kinds=("resumed", "inactive"))
-        return st.builds(
-            _case,
-            st.just(self.name),
-            rows,
-            dims,
-            st.just(dtype),
-            st.sampled_from(["float32", "float32", "bfloat16"]),
-            st.fixed_dictionaries(
+        return delta_cases(
+            self.name,
+            scale,
+            dtype,
+            segments=strategies.segments(scale, length=st.just(1), kinds=("resumed", "inactive")),
+            dims=st.fixed_dictionaries(
                 {
-                    "amplitude": st.sampled_from(["unit", "unit", "tiny", "large"]),
-                    "decay": st.sampled_from(DECAYS),
-                    "keys": st.sampled_from(KEYS),
+                    "H": st.integers(1, scale.max_heads),
+                    "R": st.sampled_from([1, 2, 3, 4]),
+                    "K": st.sampled_from(scale.head_dims),
+                    "V": st.sampled_from(scale.head_dims),
                 }
             ),
-            st.fixed_dictionaries({"scale": st.sampled_from([None, None, 0.5]), "float32_gates": st.booleans()}),
-            strategies.layouts(heads=True, fused=True),
-            st.just(scale.slots),
-            strategies.PAD_SLOTS,
-            strategies.CHOICES,
-            strategies.SEEDS,
+            regime={"amplitude": ["unit", "unit", "tiny", "large"], "decay": DECAYS, "keys": KEYS},
+            options={"float32_gates": st.booleans()},
         )
 
-    def describe(self, case: Case) -> str:
-        return f"{base.say_segments(case, decode=True)}; {base.say_rest(case)}"
-
-    def coverage(self, case: Case) -> dict[str, list[str | int]]:
-        dims = case.dims
-        return super().coverage(case) | {
-            "K x V": [f"{dims['K']}x{dims['V']}"],
-            "value heads a key head": [dims["HV"] // dims["H"]],
-            "decay": [case.regime["decay"]],
-            "keys": [case.regime["keys"]],
-            "amplitude": [case.regime["amplitude"]],
-            "state dtype": [case.state_dtype],
-            "sequence kind": [s.kind for s in case.sequences],
-            "layout": ["fused" if case.layout.fused else "dense" if case.layout.dense else "strided"],
-        }
+    def compile_cases(self, dtype: str) -> Iterator[Case]:
+        regime = {"amplitude": "unit", "decay": "mixed", "keys": "random"}
+        options = {"scale": None, "float32_gates": False}
+        return published.delta_rule(self.name, dtype, decode=self.decode, regime=regime, options=options)
 
     def batch(self, case: Case, device: torch.device) -> Batch:
         draw = generator(case, device)
@@ -92,7 +63,7 @@ class GdnDecode(base.SequenceOperator):
             return torch.rand(*shape, generator=draw, device=device)
 
         state = normal(rows, value_heads, value_dim, key_dim) * max(amplitude, 0.1)
-        keys = _keys(case.regime["keys"], normal, rows, heads, key_dim)
+        keys = draw_keys(case.regime["keys"], normal, rows, heads, key_dim)
         # Queries of tiny amplitude make the epsilon of the norm matter; a key's amplitude cancels likewise.
         tokens = {
             "q": normal(rows, heads, key_dim) * amplitude,
@@ -102,7 +73,7 @@ class GdnDecode(base.SequenceOperator):
         gate_dtype = torch.float32 if case.options["float32_gates"] else dtype
         A_log = (uniform(value_heads) * 2 - 1).to(gate_dtype)
         dt_bias = normal(value_heads).to(gate_dtype)
-        rate = _decay_rates(case.regime["decay"], normal, uniform, rows, value_heads)
+        rate = draw_decay_rates(case.regime["decay"], normal, uniform, rows, value_heads)
         # softplus(a + dt_bias) = rate / exp(A_log), solved for a; rounding a to the dtype is part of the input.
         softplus = (rate / A_log.float().exp()).clamp(min=1e-30)
         tokens["a"] = torch.where(rate == 0, -200.0, softplus + torch.log(-torch.expm1(-softplus))) - dt_bias.float()
@@ -117,16 +88,6 @@ class GdnDecode(base.SequenceOperator):
             layout=case.layout,
             pool_slots=case.pool_slots,
         )
-
-    def state_shape(self, batch: Batch) -> tuple[int, ...]:
-        dims = batch.case.dims
-        return (dims["HV"], dims["V"], dims["K"])
-
-    def output_shape(self, batch: Batch, tokens: int) -> tuple[int, ...]:
-        return (tokens, batch.case.dims["HV"], batch.case.dims["V"])
-
-    def output_dtype(self, batch: Batch) -> torch.dtype:
-        return batch.tokens[0]["v"].dtype
 
     def pack(self, batch: Batch, arena: Arena) -> Call:
         placed = self.place_tokens(batch, arena)
@@ -152,7 +113,8 @@ class GdnDecode(base.SequenceOperator):
         wide = batch.plain(torch.float64)
         active = batch.active
         ratio = batch.case.dims["HV"] // batch.case.dims["H"]
-        scale = batch.case.options["scale"] or batch.case.dims["K"] ** -0.5
+        scale: float | None = batch.case.options["scale"]
+        scale = batch.case.dims["K"] ** -0.5 if scale is None else scale
         g, beta = gates(wide.packed("a"), wide.packed("b"), wide.shared["A_log"], wide.shared["dt_bias"], torch.float64)
         q = l2norm(wide.packed("q")).abs().repeat_interleave(ratio, 1) * scale
         k = l2norm(wide.packed("k")).abs().repeat_interleave(ratio, 1)
@@ -172,40 +134,3 @@ class GdnDecode(base.SequenceOperator):
             for n, i in enumerate(active):
                 states[i] = new[n]
         return Result(tuple(outputs.split(1)), tuple(states))
-
-
-def _case(operator: str, rows: object, dims: dict[str, int], *rest: object) -> Case:
-    heads, ratio = dims["H"], dims["R"]
-    dims = {"H": heads, "HV": heads * ratio, "K": dims["K"], "V": dims["V"]}
-    names = ("dtype", "state_dtype", "regime", "options", "layout", "pool_slots", "pad_slot", "choice", "seed")
-    return Case(operator=operator, sequences=rows, dims=dims, **dict(zip(names, rest, strict=True)))  # type: ignore[arg-type]
-
-
-def _keys(kind: str, normal: Callable[..., Tensor], rows: int, heads: int, dim: int) -> Tensor:
-    draw = normal(rows, heads, dim)
-    if kind == "zero":
-        return torch.zeros_like(draw)
-    if kind == "correlated":
-        return draw * 0.1 + draw[:1, :1]
-    if kind == "orthogonal":
-        out = torch.zeros_like(draw)
-        out[..., 0] = 1.0
-        return out.roll(rows % dim, -1)
-    return draw
-
-
-def _decay_rates(
-    kind: str, normal: Callable[..., Tensor], uniform: Callable[..., Tensor], rows: int, heads: int
-) -> Tensor:
-    """-log decay for each row and head; in the mixed regime every head has a rate of its own, decades apart."""
-    if kind == "none":
-        return torch.zeros_like(uniform(rows, heads))
-    if kind == "underflow":
-        return 50.0 + 100.0 * uniform(rows, heads)
-    if kind == "slow":
-        return 0.01 * uniform(rows, heads)
-    if kind == "published":
-        # A ~ U(0, 16), dt_bias = 1: a head forgets within a token or two.
-        return 16.0 * uniform(1, heads) * torch.nn.functional.softplus(1.0 + normal(rows, heads))
-    rates = 10.0 ** (uniform(1, heads) * 5 - 4)
-    return rates * (0.5 + uniform(rows, heads))

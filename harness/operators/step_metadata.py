@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,10 @@ class StepMetadataOperator(Operator):
             max_batch_size=st.sampled_from([16, 12, 64]),
             chunk_size=st.sampled_from([8, 4, 1, 64, 3]),
         )
+
+    def compile_cases(self, dtype: str) -> Iterator[StepCase]:
+        mixed = Step(seq_lens=(65, 7, 1), num_contexts=2, num_cached_tokens=(0, 9, 4), state_slots=(2, 0, 1))
+        yield StepCase(self.name, (mixed,), max_batch_size=64, chunk_size=64)
 
     def describe(self, case: StepCase) -> str:
         if not case.steps:

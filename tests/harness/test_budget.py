@@ -181,6 +181,7 @@ def test_zero_rows_must_be_zero() -> None:
 def test_constants_are_those_of_the_record() -> None:
     """They change together with docs/budget.md and a new measurement, or not at all."""
     assert (budget.FACTOR, budget.OUTPUT_ULPS_RMS, budget.OUTPUT_ULPS_MAX, budget.COMPUTE_ULPS) == (2.0, 0.5, 1.0, 16.0)
+    assert (budget.OPERAND_ULPS_RMS, budget.OPERAND_ULPS_MAX) == (1.0, 1.75)
 
 
 def test_same_bits_tells_zero_from_minus_zero() -> None:
@@ -197,7 +198,7 @@ def test_same_bits_tells_zero_from_minus_zero() -> None:
 
 #: More of them: SLUICEGATE_CALIBRATION_CASES=2000.
 CASES = int(os.environ.get("SLUICEGATE_CALIBRATION_CASES", "200"))
-JUDGED = ("conv_prefill", "conv_update", "gdn_decode")
+JUDGED = ("conv_prefill", "conv_update", "gdn_decode", "gated_rmsnorm")
 
 
 def known_to_be_right(operator: str) -> dict[str, Callable[..., Any]]:

@@ -195,6 +195,26 @@ def test_one_launch() -> None:
 
 
 @interpreted
+@pytest.mark.parametrize("count", [2, 3])
+def test_an_operator_says_how_many_launches_it_may_take(count: int) -> None:
+    def subject(q: Tensor, k: Tensor, v: Tensor, **rest: Any) -> Tensor:
+        return launching(*[_double] * count)(v, v)
+
+    case = Case(
+        operator="gdn_prefill",
+        sequences=(Segment(3, "fresh", 0),),
+        dims={"H": 1, "HV": 1, "K": 4, "V": 4},
+        regime={"amplitude": "unit", "decay": "none", "keys": "random", "beta": "random"},
+        options={"scale": None},
+    )
+    if count == 2:
+        judge(guards.launch_count, subject, case)
+    else:
+        with pytest.raises(Failure, match="launched 3 kernels in one call, at most 2 expected"):
+            judge(guards.launch_count, subject, case)
+
+
+@interpreted
 def test_constexpr_size_recompiles() -> None:
     with pytest.raises(Failure, match=r"_double_known needs \d+ compiled variants") as caught:
         judge(guards.variants, launching(_double_known, constexpr=True))
@@ -223,3 +243,14 @@ def test_host_sync_on_a_gpu(habit: str) -> None:
     subject = doing(HABITS[habit])
     with pytest.raises(Failure, match="must not wait for the device"):
         guards.host_sync.body(Context(operators.get("conv_update"), subject, torch.device("cuda")), CASE)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_copy_of_the_pool_on_a_gpu() -> None:
+    # Slots wide enough that 64 times as many of them exceed what is forgiven.
+    case = CASE.with_(dims={**CASE.dims, "D": 4096})
+    context = Context(operators.get("conv_update"), _pool_copied, torch.device("cuda"))
+    with pytest.raises(Failure, match="bytes beside a pool of"):
+        guards.pool_memory.body(context, case)
+    guards.pool_memory.body(Context(operators.get("conv_update"), _views_only, torch.device("cuda")), case)

@@ -10,7 +10,7 @@ import references
 from harness import guards, relations
 from harness.context import GROUPS, Property
 from harness.isolation import find_property, suite
-from harness.operators import OPERATORS, SequenceOperator
+from harness.operators import OPERATORS, TokenOperator
 from harness.subjects import baseline, registered
 from harness.tiers import CASES, TIERS
 
@@ -25,7 +25,7 @@ def test_every_operator_has_a_whole_suite(name: str) -> None:
     assert name == module.OPERATOR == OPERATORS[name].name
     groups = {p.group for p in module.PROPERTIES}
     assert {"equivalence", "relations", "arguments", "cost"} <= groups <= set(GROUPS)
-    if isinstance(OPERATORS[name], SequenceOperator):
+    if isinstance(OPERATORS[name], TokenOperator):
         assert "memory" in groups
     names = [p.name for p in module.PROPERTIES]
     assert len(set(names)) == len(names)

@@ -24,6 +24,7 @@ class Planted:
     tokens: int = 1
     examples: int = 60
     check_memory: bool = True
+    dtype: str = "float32"
 
 
 PLANTED = (
@@ -45,6 +46,46 @@ PLANTED = (
     Planted("values_clipped", "gdn_decode", "scaled_by_two", "not bitwise equal"),
     Planted("values_clipped", "gdn_decode", "linear_in_v_and_state", "over budget"),
     Planted("head_map_interleaved", "gdn_decode", "heads_permuted", "not bitwise equal"),
+    Planted("rounded_twice", "gated_rmsnorm", "rounded_once", "over budget", dtype="bfloat16"),
+    Planted("epsilon_missing", "gated_rmsnorm", "zeros_stay_zero", "over budget"),
+    Planted("epsilon_outside_the_root", "gated_rmsnorm", "epsilon_scales_with_x", "not bitwise equal"),
+    Planted("not_normalised", "gated_rmsnorm", "scale_of_x_is_lost", "over budget"),
+    Planted("weight_is_one_plus_w", "gated_rmsnorm", "weight_doubled", "not bitwise equal"),
+    Planted("gate_is_a_sigmoid", "gated_rmsnorm", "open_gate_doubled", "not bitwise equal"),
+    Planted("heads_differ", "gated_rmsnorm", "heads_permuted", "not bitwise equal"),
+    Planted("heads_differ", "gated_rmsnorm", "heads_share_the_weight", "not bitwise equal"),
+    Planted("norm_over_all_heads", "gated_rmsnorm", "rows_kept_apart", "not bitwise equal"),
+    Planted(
+        "token_offset_in_32_bits",
+        "gated_rmsnorm",
+        "tokens_far_apart",
+        "not bitwise equal",
+        tokens=5,
+        examples=2,
+        dtype="bfloat16",
+    ),
+    Planted("resumed_after_a_token", "gdn_prefill", "split_and_resume_within_budget", "over budget"),
+    Planted("resumed_after_a_token", "gdn_prefill", "token_by_token_within_budget", "over budget", tokens=2),
+    Planted("pool_truncated", "gdn_prefill", "indexed_equals_gathered", "not bitwise equal"),
+    Planted("last_sequence_takes_the_rest", "gdn_prefill", "trailing_tokens", "inactive row not zero"),
+    Planted("search_ends_early", "gdn_prefill", "empty_sequences_added", "not bitwise equal", tokens=0),
+    Planted(
+        "key_offset_in_32_bits",
+        "gdn_prefill",
+        "tokens_far_apart",
+        "not bitwise equal",
+        sequences=2,
+        tokens=70,
+        examples=2,
+        dtype="bfloat16",
+    ),
+    Planted("beta_clipped", "gdn_prefill", "zero_gates_keep_state", "not bitwise equal"),
+    Planted("beta_clipped", "gdn_prefill", "only_decays_without_writes", "over budget"),
+    Planted("beta_clipped", "gdn_prefill", "recalls_what_was_written", "over budget"),
+    Planted("decay_clipped", "gdn_prefill", "forgets_everything", "over budget"),
+    Planted("decay_clipped", "gdn_prefill", "agrees_with_decode", "over budget"),
+    Planted("prefill_values_clipped", "gdn_prefill", "scaled_by_two", "not bitwise equal"),
+    Planted("prefill_values_clipped", "gdn_prefill", "linear_in_v_and_state", "over budget"),
     Planted("state_rounded", "conv_update", "agrees_with_baseline", "not bitwise equal"),
     Planted("offset_in_32_bits", "conv_update", "high_slot", "not bitwise equal", examples=2),
     Planted("pool_read_whole", "conv_update", "poison_independent", "not bitwise equal"),
@@ -62,6 +103,7 @@ def test_planted_fault_is_caught_and_shrunk(planted: Planted) -> None:
         planted.operator,
         planted.prop,
         target(planted.fault, "faulty"),
+        dtype=planted.dtype,
         examples=planted.examples,
         check_memory=planted.check_memory,
     )
@@ -105,6 +147,33 @@ def test_right_subject_passes(operator: str, prop: str) -> None:
     assert result.cases >= 15
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize(
+    "prop",
+    [
+        "equivalence",
+        "split_and_resume_within_budget",
+        "token_by_token_within_budget",
+        "agrees_with_decode",
+        "indexed_equals_gathered",
+        "trailing_tokens",
+        "empty_sequences_added",
+        "neighbour_perturbed",
+        "future_perturbed",
+        "zero_gates_keep_state",
+        "only_decays_without_writes",
+        "forgets_everything",
+        "recalls_what_was_written",
+        "heads_permuted",
+        "agrees_with_baseline",
+        "hostile_memory",
+    ],
+)
+def test_right_delta_prefill_passes(prop: str, dtype: str) -> None:
+    result = run_cell("gdn_prefill", prop, target("gdn_prefill", "right"), dtype=dtype, examples=8)
+    assert result.failure is None, f"{result.failure.message}\n{result.failure.sentence}"
+
+
 @pytest.mark.parametrize("prop", ["split_and_resume", "token_by_token", "future_perturbed"])
 def test_right_prefill_passes(prop: str) -> None:
     assert run_cell("conv_prefill", prop, target("conv_prefill", "right"), examples=15).status == "passed"
@@ -116,6 +185,31 @@ def test_right_prefill_passes(prop: str) -> None:
 )
 def test_right_decode_passes(prop: str, dtype: str) -> None:
     assert run_cell("gdn_decode", prop, target("gdn_decode", "right"), dtype=dtype, examples=15).status == "passed"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "prop",
+    [
+        "equivalence",
+        "packed_equals_alone",
+        "strided_equals_contiguous",
+        "neighbour_perturbed",
+        "hostile_memory",
+        "zeros_stay_zero",
+        "epsilon_scales_with_x",
+        "scale_of_x_is_lost",
+        "weight_doubled",
+        "open_gate_doubled",
+        "heads_permuted",
+        "heads_share_the_weight",
+        "rows_kept_apart",
+    ],
+)
+def test_right_norm_passes(prop: str, dtype: str) -> None:
+    assert (
+        run_cell("gated_rmsnorm", prop, target("gated_rmsnorm", "right"), dtype=dtype, examples=15).status == "passed"
+    )
 
 
 def test_a_subject_that_is_not_deterministic() -> None:

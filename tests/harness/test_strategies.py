@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,12 +12,13 @@ from hypothesis import Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from harness import operators, strategies
-from harness.case import Case, Layout, Segment
+from harness.case import Case, Kind, Layout, Segment
+from harness.operators.gdn_prefill import CPU_TOKENS
 from references.chunk_metadata import count_extra_chunks
 from tests.harness.support import find_any, minimal, row, smallest
 
 SCALES = {"cpu": strategies.CPU, "cuda": strategies.GPU}
-SEQUENCES = ("conv_prefill", "conv_update", "gdn_decode")
+SEQUENCES = ("conv_prefill", "conv_update", "gdn_decode", "gdn_prefill")
 
 
 @pytest.fixture(params=SCALES)
@@ -57,6 +59,72 @@ def test_decode_row_shrinks_to_the_smallest_dims(scale: strategies.Scale) -> Non
         options={"scale": None, "float32_gates": False},
         pool_slots=scale.slots,
     )
+
+
+def test_a_gated_row_shrinks_to_the_smallest_dims(scale: strategies.Scale) -> None:
+    found = minimal(cases("gated_rmsnorm", scale), lambda c: c.tokens > 0)
+    assert found == Case(
+        operator="gated_rmsnorm",
+        sequences=(Segment(1),),
+        dims={"HV": 1, "V": 4},
+        regime={"amplitude": "unit", "gate": "random", "rows": "random"},
+        options={"eps": None, "float32_weight": False},
+    )
+
+
+@pytest.mark.parametrize("rows", [2, 3, 17, 33])
+def test_rows_shrink_to_one_segment_with_few_heads(scale: strategies.Scale, rows: int) -> None:
+    """A fault of the second program or of the last row of the first: so many rows of one kind, and nothing else."""
+    found = smallest(cases("gated_rmsnorm", scale), lambda c: c.tokens * c.dims["HV"] >= rows and c.dims["V"] > 20)
+    assert (len(found.sequences), found.dims["V"]) == (1, 32)
+    assert found.tokens * found.dims["HV"] in range(rows, rows + found.dims["HV"])
+    assert set(found.regime.values()) == {"unit", "random"}
+    assert found.layout == Layout()
+
+
+def plain_prefill(scale: strategies.Scale, *lengths: tuple[int, Kind], **changes: Any) -> Case:
+    """The batch that one would write by hand: these sequences in slots 0, 1, …, all else as small as can be."""
+    smallest = scale.head_dims[0]
+    return Case(
+        operator="gdn_prefill",
+        sequences=tuple(Segment(length, kind, slot) for slot, (length, kind) in enumerate(lengths)),
+        dims={"H": 1, "HV": 1, "K": smallest, "V": smallest},
+        regime={"amplitude": "unit", "decay": "mixed", "keys": "random", "beta": "random"},
+        options={"scale": None},
+        pool_slots=scale.slots,
+    ).with_(**changes)
+
+
+@pytest.mark.parametrize(
+    ("length", "kind"), [(1, "fresh"), (1, "resumed"), (2, "resumed"), (17, "fresh"), (65, "fresh"), (65, "resumed")]
+)
+def test_a_fault_behind_a_chunk_shrinks_to_one_sequence(scale: strategies.Scale, length: int, kind: Kind) -> None:
+    """What goes wrong from a token on (the state lost at a chunk's end, say) needs this sequence and nothing else."""
+    found = minimal(
+        cases("gdn_prefill", scale), lambda c: any(s.kind == kind and s.length >= length for s in c.sequences)
+    )
+    assert found == plain_prefill(scale, (length, kind))
+
+
+def test_a_boundary_within_a_chunk_shrinks_to_two_sequences() -> None:
+    """A kernel that counts chunks from the first token of the batch is wrong from the second sequence on."""
+
+    def straddles(c: Case) -> bool:
+        starts = itertools.accumulate(c.lengths, initial=0)
+        pairs = zip(c.sequences, starts, strict=False)
+        return any(s.active and start % 64 + s.length > 64 and s.length <= 64 for s, start in pairs)
+
+    found = smallest(cases("gdn_prefill", strategies.CPU), straddles)
+    assert len(found.sequences) == 2
+    assert found.tokens == 65
+    assert found.layout == Layout()
+
+
+@pytest.mark.parametrize("beta", ["one", "zero", "near one"])
+def test_a_beta_shrinks_alone(scale: strategies.Scale, beta: str) -> None:
+    found = smallest(cases("gdn_prefill", scale), lambda c: c.regime["beta"] == beta and c.tokens > 0)
+    assert (found.tokens, len(found.sequences), found.layout) == (1, 1, Layout())
+    assert [name for name, word in found.regime.items() if word not in ("unit", "mixed", "none", "random")] == ["beta"]
 
 
 def test_two_sequences_shrink_to_exactly_two(scale: strategies.Scale) -> None:
@@ -169,6 +237,24 @@ DECODE: dict[str, Predicate] = {
     **{f"decay {word}": _regime("decay", word) for word in ("none", "slow", "published", "underflow")},
     **{f"keys {word}": _regime("keys", word) for word in ("correlated", "orthogonal", "zero")},
 }
+NORM: dict[str, Predicate] = {
+    "rows of one element": lambda c: c.dims["V"] == 1 and c.tokens > 0,
+    "V no power of two": lambda c: c.dims["V"] & (c.dims["V"] - 1) != 0,
+    "V beyond 128": lambda c: c.dims["V"] > 128,
+    "segments without a token": lambda c: c.tokens == 0,
+    "rows for several programs": lambda c: c.tokens * c.dims["HV"] * c.dims["V"] > 4096,
+    "one head": lambda c: c.dims["HV"] == 1 and c.tokens > 1,
+    "an odd number of rows": lambda c: c.tokens * c.dims["HV"] % 2 == 1 and c.dims["HV"] > 1,
+    "shut and open gates": lambda c: c.regime["gate"] == "saturated",
+    "zero rows": lambda c: c.regime["rows"] == "some zero",
+    "tiny x under a large epsilon": lambda c: c.regime["amplitude"] == "tiny" and c.options["eps"] == 0.5,
+    "squares beyond float16": lambda c: c.regime["amplitude"] == "large",
+    "float32 weight": lambda c: c.options["float32_weight"],
+    "column slices of one buffer": lambda c: c.layout.fused,
+    "heads with gaps": lambda c: c.layout.head_pad > 0 and not c.layout.fused,
+    "tokens with gaps": lambda c: c.layout.row_pad > 0 and not c.layout.fused,
+    "unaligned": lambda c: c.layout.base_offset == 1,
+}
 CHUNKS: dict[str, Predicate] = {
     "hints": lambda c: c.options["hints"],
     "no hints": lambda c: not c.options["hints"],
@@ -201,10 +287,25 @@ def _relative(case: Case, chunk: int) -> list[tuple[int, int]]:
     return [(0, 1) if s < high and e > low else (1, 1) for s, e in _bounds(case.lengths) if e > s]
 
 
+CHUNKED: dict[str, Predicate] = {
+    **{what: PREFILL[what] for what in list(PREFILL)[:6]},
+    "all three kinds at once": PREFILL["all three kinds at once"],
+    "resumed, more than one chunk": lambda c: any(s.length > 64 and s.kind == "resumed" for s in c.sequences),
+    "a whole chunk": lambda c: any(s.length == 64 for s in c.sequences if s.active),
+    "two whole chunks": lambda c: any(s.length == 128 for s in c.sequences if s.active),
+    "more than two chunks": lambda c: any(s.length > 128 for s in c.sequences if s.active),
+    "a long sequence behind a short one": lambda c: 0 < c.lengths[0] < 64 < max(c.lengths[1:], default=0),
+    **{f"beta {word}": _regime("beta", word) for word in ("one", "zero", "near one")},
+    "decay varied": _regime("decay", "varied"),
+}
+
+
 SEEN = [
     *(("conv_prefill", what) for what in {**PREFILL, **EVERY}),
     *(("conv_update", what) for what in EVERY),
     *(("gdn_decode", what) for what in {**DECODE, **EVERY}),
+    *(("gated_rmsnorm", what) for what in NORM),
+    *(("gdn_prefill", what) for what in {**CHUNKED, **DECODE, **EVERY}),
     *(("chunk_metadata", what) for what in CHUNKS),
 ]
 
@@ -212,11 +313,11 @@ SEEN = [
 @pytest.mark.parametrize(("operator", "what"), SEEN, ids=[f"{o}-{w}" for o, w in SEEN])
 def test_generator_is_not_blind(operator: str, what: str, scale: strategies.Scale) -> None:
     """Each occurs within a thousand draws; one premerge run on a GPU makes twice as many."""
-    predicate = {**EVERY, **PREFILL, **DECODE, **CHUNKS}[what]
+    predicate = {**EVERY, **PREFILL, **CHUNKED, **DECODE, **NORM, **CHUNKS}[what]
     assert predicate(find_any(cases(operator, scale), predicate))
 
 
-@pytest.mark.parametrize("operator", [*SEQUENCES, "chunk_metadata"])
+@pytest.mark.parametrize("operator", [*SEQUENCES, "gated_rmsnorm", "chunk_metadata"])
 def test_usually_two_sequences_or_more(operator: str, scale: strategies.Scale) -> None:
     sizes = [len(c.sequences) for c in draws(cases(operator, scale), 300)]
     share = sum(n >= 2 for n in sizes) / len(sizes)
@@ -229,7 +330,8 @@ def test_active_rows_never_share_a_slot(operator: str, scale: strategies.Scale) 
         slots = [s.slot for s in case.sequences if s.active]
         assert len(set(slots)) == len(slots)
         assert all(0 <= s < case.pool_slots for s in slots)
-        assert case.tokens <= scale.max_tokens + len(case.sequences)
+        limit = max(scale.max_tokens, CPU_TOKENS) if operator == "gdn_prefill" else scale.max_tokens
+        assert case.tokens <= limit + len(case.sequences)
 
 
 def draws(strategy: Any, count: int) -> list[Any]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from references.causal_conv import conv_prefill, conv_update
+from references.gated_norm import gated_rmsnorm
 from references.gdn import gates, gdn_decode, gdn_recurrence, l2norm
 
 # Development dependencies, with the reason shown when one is missing. CI requires that none of these tests is skipped.
@@ -167,5 +168,30 @@ def test_convolution_equals_transformers(activation: str | None) -> None:
             want = update(x[t : t + 1].T[None], cache, weight, bias=bias, activation=activation)[0].T
             torch.testing.assert_close(got, want, **CLOSE)
         assert torch.equal(pool[1], cache[0])
+
+    compare()
+
+
+@pytest.mark.parametrize("eps", [1e-6, 0.5])
+def test_gated_norm_equals_transformers(eps: float) -> None:
+    """In float32: with half precision theirs rounds the normalised row and its product with the weight as well."""
+    modeling = published(TRANSFORMERS)
+
+    @settings(deadline=None, max_examples=25)
+    @given(
+        st.integers(0, 5), st.integers(1, 4), st.integers(1, 40), st.sampled_from([1.0, 1e-3]), st.integers(0, 2**16)
+    )
+    def compare(tokens: int, heads: int, width: int, amplitude: float, seed: int) -> None:
+        random = torch.Generator().manual_seed(seed)
+        x, z = (
+            torch.randn(2, tokens, heads, width, generator=random) * torch.tensor([amplitude, 3.0])[:, None, None, None]
+        )
+        weight = torch.randn(width, generator=random)
+        theirs = modeling.Qwen3NextRMSNormGated(width, eps=eps)
+        theirs.weight.data.copy_(weight)
+        with torch.no_grad():
+            # They are called with the heads of all tokens as rows of one matrix.
+            want = theirs(x.reshape(-1, width), z.reshape(-1, width)).reshape(x.shape)
+        torch.testing.assert_close(gated_rmsnorm(x, z, weight, eps=eps), want, **CLOSE)
 
     compare()

@@ -176,6 +176,102 @@ def head_map_interleaved(q: Tensor, k: Tensor, v: Tensor, **rest: Any) -> Tensor
     return right.gdn_decode(q.repeat(1, repeats, 1), k.repeat(1, repeats, 1), v, **rest)
 
 
+def epsilon_outside_the_root(x: Tensor, z: Tensor, weight: Tensor, *, eps: float) -> Tensor:
+    root = torch.sqrt(x.double().square().mean(-1, keepdim=True) + eps)
+    return (right.gated_rmsnorm(x.double(), z.double(), weight, eps=eps) * root / (root + eps)).to(x.dtype)
+
+
+def epsilon_missing(x: Tensor, z: Tensor, weight: Tensor, *, eps: float) -> Tensor:
+    return right.gated_rmsnorm(x, z, weight, eps=0.0)
+
+
+def not_normalised(x: Tensor, z: Tensor, weight: Tensor, *, eps: float) -> Tensor:
+    return (x.double() * weight.double() * z.double() * torch.sigmoid(z.double())).to(x.dtype)
+
+
+def weight_is_one_plus_w(x: Tensor, z: Tensor, weight: Tensor, *, eps: float) -> Tensor:
+    return right.gated_rmsnorm(x, z, 1 + weight, eps=eps)
+
+
+def gate_is_a_sigmoid(x: Tensor, z: Tensor, weight: Tensor, *, eps: float) -> Tensor:
+    return right.gated_rmsnorm(x, torch.full_like(z, 100.0), weight, eps=eps) * torch.sigmoid(z) / 100
+
+
+def heads_differ(x: Tensor, z: Tensor, weight: Tensor, *, eps: float) -> Tensor:
+    scales = 1 + 2**-20 * torch.arange(x.shape[1], dtype=torch.float64)
+    return right.gated_rmsnorm(x, z, weight, eps=eps) * scales[:, None].to(x.dtype)
+
+
+def norm_over_all_heads(x: Tensor, z: Tensor, weight: Tensor, *, eps: float) -> Tensor:
+    shape = (len(x), 1, x.shape[1] * x.shape[2])
+    return right.gated_rmsnorm(x.reshape(shape), z.reshape(shape), weight.repeat(x.shape[1]), eps=eps).reshape(x.shape)
+
+
+def rounded_twice(x: Tensor, z: Tensor, weight: Tensor, *, eps: float) -> Tensor:
+    """The normalised row is rounded to the dtype of x before the weight and the gate."""
+    open_gate, ones = torch.full_like(z, 64.0), torch.ones_like(weight)
+    normalised = right.gated_rmsnorm(x, open_gate, ones, eps=eps).double() / 64
+    return (normalised * weight.double() * z.double() * torch.sigmoid(z.double())).to(x.dtype)
+
+
+def token_offset_in_32_bits(x: Tensor, z: Tensor, weight: Tensor, *, eps: float) -> Tensor:
+    """token × stride wraps around at 2^31, as in a kernel that multiplies two int32."""
+    return right.gated_rmsnorm(_wrapped(x), _wrapped(z), weight, eps=eps)
+
+
+def _wrapped(t: Tensor) -> Tensor:
+    offsets = [(n * t.stride(0) + 2**31) % 2**32 - 2**31 + t.storage_offset() for n in range(len(t))]
+    return torch.stack([t.as_strided(t.shape[1:], t.stride()[1:], offset) for offset in offsets])
+
+
+def resumed_after_a_token(q: Tensor, k: Tensor, v: Tensor, *, beta: Tensor, cu_seqlens: Tensor, **rest: Any) -> Tensor:
+    """The first token of a resumed sequence writes nothing: its update is thought to be in the state already."""
+    beta = beta.clone()
+    first, resumed = cu_seqlens[:-1].long(), rest["has_initial_state"] & (cu_seqlens[1:] > cu_seqlens[:-1])
+    beta[first[resumed]] = 0
+    return right.gdn_prefill(q, k, v, beta=beta, cu_seqlens=cu_seqlens, **rest)
+
+
+def pool_truncated(q: Tensor, k: Tensor, v: Tensor, *, state: Tensor, state_indices: Tensor, **rest: Any) -> Tensor:
+    """A bfloat16 pool gets the upper halves of the float32 results, not the nearest numbers."""
+    exact = state.float()
+    o = right.gdn_prefill(q, k, v, state=exact, state_indices=state_indices, **rest)
+    slots = state_indices[state_indices >= 0].long()
+    kept = exact[slots].view(torch.int32) & (-65536 if state.dtype == torch.bfloat16 else -1)
+    state[slots] = kept.view(torch.float32).to(state.dtype)
+    return o
+
+
+def last_sequence_takes_the_rest(q: Tensor, k: Tensor, v: Tensor, *, cu_seqlens: Tensor, **rest: Any) -> Tensor:
+    ends = cu_seqlens.clone()
+    ends[-1] = v.shape[0]
+    return right.gdn_prefill(q, k, v, cu_seqlens=ends, **rest)
+
+
+def search_ends_early(q: Tensor, k: Tensor, v: Tensor, *, state_indices: Tensor, **rest: Any) -> Tensor:
+    """Sequences beyond the first 256 are not found, and left as if they were inactive."""
+    found = state_indices.clone()
+    found[256:] = -1
+    return right.gdn_prefill(q, k, v, state_indices=found, **rest)
+
+
+def key_offset_in_32_bits(q: Tensor, k: Tensor, v: Tensor, **rest: Any) -> Tensor:
+    """token × stride wraps around at 2^31, as in a kernel that multiplies two int32."""
+    return right.gdn_prefill(q, _wrapped(k), v, **rest)
+
+
+def beta_clipped(q: Tensor, k: Tensor, v: Tensor, *, beta: Tensor, **rest: Any) -> Tensor:
+    return right.gdn_prefill(q, k, v, beta=beta.clamp(0.01, 0.99), **rest)
+
+
+def decay_clipped(q: Tensor, k: Tensor, v: Tensor, *, g: Tensor, **rest: Any) -> Tensor:
+    return right.gdn_prefill(q, k, v, g=g.clamp(min=-3.0), **rest)
+
+
+def prefill_values_clipped(q: Tensor, k: Tensor, v: Tensor, **rest: Any) -> Tensor:
+    return right.gdn_prefill(q, k, v.clamp(-1, 1), **rest)
+
+
 def always_wrong_shape(x: Tensor, weight: Tensor, **rest: Any) -> Tensor:
     return right.conv_update(x, weight, **rest)[:, :-1]
 

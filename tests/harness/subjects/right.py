@@ -78,6 +78,12 @@ def gdn_decode(
     return torch.where(active[:, None, None], o, 0.0).to(v.dtype)
 
 
+def gated_rmsnorm(x: Tensor, z: Tensor, weight: Tensor, *, eps: float = 1e-6) -> Tensor:
+    wide, gate = x.double(), z.double()
+    root = torch.sqrt((wide * wide).mean(-1, keepdim=True) + eps)
+    return (wide / root * weight.double() * gate * torch.sigmoid(gate)).to(x.dtype)
+
+
 def conv_prefill(
     x: Tensor,
     weight: Tensor,
@@ -115,3 +121,43 @@ def convolve(tokens: Tensor, weight: Tensor, bias: Tensor | None, old: Tensor, a
 def history(tokens: Tensor, old: Tensor) -> Tensor:
     """The last W-1 of ``old`` [D, W-1] followed by tokens [L, D]."""
     return torch.cat([old, tokens.T.to(old.dtype)], dim=1)[:, len(tokens) :]
+
+
+def gdn_prefill(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    g: Tensor,
+    beta: Tensor,
+    state: Tensor,
+    cu_seqlens: Tensor,
+    state_indices: Tensor,
+    has_initial_state: Tensor,
+    scale: float | None = None,
+) -> Tensor:
+    """Token by token, in float64 between the inputs and the slot."""
+    scale = q.shape[2] ** -0.5 if scale is None else scale
+    o, starts = torch.zeros_like(v), cu_seqlens.tolist()
+    for n, (slot, resumed) in enumerate(zip(state_indices.tolist(), has_initial_state.tolist(), strict=True)):
+        if slot < 0:
+            continue
+        S = state[slot].double() if resumed else torch.zeros_like(state[slot], dtype=torch.float64)
+        for t in range(starts[n], starts[n + 1]):
+            S, read = step(S, q[t], k[t], v[t], g[t], beta[t])
+            o[t] = (scale * read).to(v.dtype)
+        state[slot] = S.to(state.dtype)
+    return o
+
+
+def step(S: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+    """S [HV, V, K] before a token -> (S after it, what its query reads [HV, V])."""
+
+    def unit(x: Tensor) -> Tensor:
+        wide = x.double() / torch.sqrt((x.double() ** 2).sum(-1, keepdim=True) + 1e-6)
+        return wide.repeat_interleave(v.shape[0] // x.shape[0], dim=0)[:, None]
+
+    S = torch.exp(g.double())[:, None, None] * S
+    delta = beta.double()[:, None] * (v.double() - (S * unit(k)).sum(-1))
+    S = S + delta[..., None] * unit(k)
+    return S, (S * unit(q)).sum(-1)
