@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The premerge job: set-up, lint, tests, verify. Everything runs even where something failed, so that one run shows all there
-# is to mend; the job is red if anything was. Variables of the Makefile are passed through the environment.
+# The premerge job: set-up, lint, compile, tests, verify. Everything runs even where something failed, so that one run shows
+# all there is to mend; the job is red if anything was. Variables of the Makefile are passed through the environment.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -22,6 +22,8 @@ stage setup make setup
 [ ${#failed[@]} -eq 0 ] || exit 1
 
 stage lint make lint
+# Two architectures and one dtype: the compiler takes minutes for all. `make compile` is the whole matrix, for every night.
+stage compile make compile ARGS="--arch sm_80 --arch sm_90 --dtype bfloat16"
 stage test make test
 stage verify make verify
 
