@@ -1,4 +1,4 @@
-"""`python -m benchmarks [--operators NAME ...] [--out DIR] [--commit HASH]`."""
+"""`python -m benchmarks [--operators NAME ...] [--breakdown] [--out DIR] [--commit HASH]`."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks import cases, host, report, timing
+from benchmarks import breakdown, cases, drawing, host, report, timing
 from benchmarks.timing import Timing
 
-OPERATORS = ("conv_prefill", "conv_update", "gdn_decode", "metadata")
+OPERATORS = ("conv_prefill", "conv_update", "gdn_prefill", "gdn_decode", "gated_rmsnorm", "metadata")
 NO_DEVICE = 3
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--operators", nargs="+", choices=OPERATORS, default=OPERATORS, metavar="NAME")
+    parser.add_argument(
+        "--breakdown", action="store_true", help="also the device time of every kernel, by the profiler"
+    )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of the JSON file")
     parser.add_argument("--commit", help="recorded in the results; default: SLUICEGATE_COMMIT, else git's HEAD")
     arguments = parser.parse_args()
@@ -31,22 +34,26 @@ def main() -> int:
     env = report.environment(arguments.commit)
     bandwidth = timing.copy_bandwidth()
     chosen = [case for case in cases.all_cases() if case.operator in arguments.operators]
-    rows = [measure(case, bandwidth) for case in track(chosen, "Measuring", console=console)]
+    rows = [measure(case, bandwidth, arguments.breakdown) for case in track(chosen, "Measuring", console=console)]
     host_rows = host.host_rows() if "metadata" in arguments.operators else []
 
     name = f"{(env['gpu'] or 'gpu').replace(' ', '-').lower()}-{env['date'][:10]}.json"
     report.write(arguments.out / name, env, bandwidth, rows, host_rows)
     report.show(console, bandwidth, rows, host_rows)
-    console.print(f"Written to {arguments.out / name}")
+    picture = drawing.draw(arguments.out / name)
+    console.print(f"Written to {arguments.out / name}, drawn in {picture}")
     return 0
 
 
-def measure(case: cases.Case, bandwidth: float) -> report.Row:
-    """Every side of one case, one after the other on the same input sets."""
+def measure(case: cases.Case, bandwidth: float, kernels: bool = False) -> report.Row:
+    """Every side of one case, one after the other on the same input sets; with `kernels`, where its time goes."""
     copy_us = timing.copy_time(case.num_bytes, case.sets)
-    row = report.Row(case.operator, case.label, case.num_bytes, case.num_bytes / bandwidth * 1e6, copy_us)
+    floor_us = case.num_bytes / bandwidth * 1e6
+    row = report.Row(case.operator, case.label, case.num_bytes, floor_us, copy_us, case.moved_bytes)
     for side, calls in case.build(case.sets).items():
         row.sides[side] = calls if isinstance(calls, str) else _time(calls)
+        if kernels and not isinstance(calls, str) and isinstance(row.sides[side], Timing):
+            row.kernels[side] = breakdown.kernels(calls)
     torch.cuda.empty_cache()
     return row
 
@@ -55,8 +62,9 @@ def _time(calls: list[timing.Call]) -> Timing | str:
     """A side that breaks is shown as broken; the others are still measured."""
     try:
         return timing.time_calls(calls)
-    except (RuntimeError, ValueError, TypeError) as error:
-        return f"failed: {type(error).__name__}: {str(error).splitlines()[0][:80]}"
+    except Exception as error:  # noqa: BLE001 - libraries raise what they like, compilers classes of their own
+        first_line = (str(error).splitlines() or [""])[0]
+        return f"failed: {type(error).__name__}: {first_line[:80]}"
 
 
 if __name__ == "__main__":

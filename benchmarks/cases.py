@@ -16,12 +16,12 @@ from typing import Any
 import torch
 
 from benchmarks.timing import Call
-from optimized import baselines, causal_conv, gdn_decode
+from optimized import baselines, causal_conv, gated_norm, gdn_decode, gdn_prefill
 
 H, HV, K, V, W = 16, 32, 128, 128, 4
 D = 2 * H * K + HV * V
 DTYPE = torch.bfloat16
-PEERS = ("sglang", "flashinfer")
+PEERS = ("sglang", "fla", "flashinfer")
 
 # Input sets are walked in turn until this much memory lies between two uses of one: several times an H100's 50 MB L2.
 ROTATION_BYTES = 256 * 2**20
@@ -38,6 +38,7 @@ PREFILL_BATCHES = {
 }
 UPDATE_BATCHES = (1, 64, 256)
 DECODE_BATCHES = (1, 8, 64, 256)
+NORM_TOKENS = (1, 64, 8192)
 STATE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -50,6 +51,8 @@ class Case:
     num_bytes: int
     """The floor: every input read once, every output and state written once."""
     build: Callable[[int], dict[str, list[Call] | str]]
+    moved_bytes: int | None = None
+    """What our kernels move by their own account, intermediates and second readings included; None: the floor."""
 
     @property
     def sets(self) -> int:
@@ -69,6 +72,13 @@ def all_cases() -> Iterator[Case]:
         for batch in DECODE_BATCHES:
             row = 2 * HV * V * K * dtype.itemsize + (D + HV * V + 2 * HV) * item
             yield Case("gdn_decode", f"{name} state, B = {batch}", batch * row, _decode_builder(batch, dtype))
+    for label, lengths in PREFILL_BATCHES.items():
+        tokens, states = sum(lengths), len(lengths) * HV * V * K * torch.float32.itemsize
+        num_bytes = tokens * ((D + HV * V) * item + 2 * HV * torch.float32.itemsize) + 2 * states
+        moved_bytes = num_bytes + _gdn_prefill_intermediates(lengths)
+        yield Case("gdn_prefill", label, num_bytes, _gdn_prefill_builder(lengths), moved_bytes)
+    for tokens in NORM_TOKENS:
+        yield Case("gated_rmsnorm", f"T = {tokens}", 3 * tokens * HV * V * item, _norm_builder(tokens))
 
 
 def _prefill_builder(lengths: list[int]) -> Callable[[int], dict[str, list[Call] | str]]:
@@ -141,7 +151,69 @@ def _decode_builder(batch: int, state_dtype: torch.dtype) -> Callable[[int], dic
             "ours": _calls(gdn_decode.gdn_decode, inputs),
             "baseline": _calls(baselines.gdn_decode, inputs, all_active=True),
             # SGLang's kernel takes a to be dense.
-            **_peers("gdn_decode", dense),
+            **_peers("gdn_decode", dense, {name: {"all_active": True} for name in ("fla", "flashinfer")}),
+        }
+
+    return build
+
+
+def _gdn_prefill_builder(lengths: list[int]) -> Callable[[int], dict[str, list[Call] | str]]:
+    def build(sets: int) -> dict[str, list[Call] | str]:
+        tokens, count = sum(lengths), len(lengths)
+        pool = _random(count * sets + 1, HV, V, K, dtype=torch.float32)
+        slots = torch.randperm(count * sets + 1, device="cuda").to(torch.int32)
+        # One tensor for all sets, as for all layers of a step: what a library derives from it, it derives once.
+        cu_seqlens = torch.tensor([0, *lengths], device="cuda").cumsum(0).to(torch.int32)
+        # Heads that forget in a tenth of a token beside heads that remember ten thousand.
+        rates = 10.0 ** (5 * torch.rand(HV, device="cuda") - 4)
+        inputs = []
+        for index in range(sets):
+            # As in a model: q, k and v are column slices of one projection.
+            q, k, v = _random(tokens, D).split([H * K, H * K, HV * V], dim=1)
+            keywords = {
+                "g": -rates * torch.rand(tokens, HV, device="cuda"),
+                "beta": torch.randn(tokens, HV, device="cuda").sigmoid(),
+                "state": pool,
+                "cu_seqlens": cu_seqlens,
+                "state_indices": slots[index * count : (index + 1) * count].clone(),
+                "has_initial_state": torch.ones(count, dtype=torch.bool, device="cuda"),
+            }
+            views = (q.view(tokens, H, K), k.view(tokens, H, K), v.view(tokens, HV, V))
+            inputs.append((views, keywords))
+        # The libraries would copy views first.
+        dense = [(tuple(view.contiguous() for view in views), keywords) for views, keywords in inputs]
+        promises: dict[str, dict[str, Any]] = {name: {"all_resumed": True} for name in PEERS}
+        promises["flashinfer"]["max_seqlen"] = max(lengths)
+        return {
+            "ours": _calls(gdn_prefill.gdn_prefill, inputs),
+            "baseline": _calls(baselines.gdn_prefill, inputs),
+            **_peers("gdn_prefill", dense, promises),
+        }
+
+    return build
+
+
+def _gdn_prefill_intermediates(lengths: list[int]) -> int:
+    """Bytes beyond the floor: q and k once more, two factors a chunk and value head and its scalings, written and read."""
+    chunk = gdn_prefill.CHUNK
+    chunks = sum(-(-length // chunk) for length in lengths)
+    factors = 2 * chunk * chunk * DTYPE.itemsize
+    scalings = 4 * chunk * torch.float32.itemsize
+    return sum(lengths) * 2 * H * K * DTYPE.itemsize + chunks * HV * 2 * (factors + scalings)
+
+
+def _norm_builder(tokens: int) -> Callable[[int], dict[str, list[Call] | str]]:
+    def build(sets: int) -> dict[str, list[Call] | str]:
+        weight = _random(V)
+        inputs: list[Any] = []
+        for _ in range(sets):
+            # As in a model: z is the last columns of the projection that q, k and v come from.
+            z = _random(tokens, D + HV * V)[:, D:].view(tokens, HV, V)
+            inputs.append(((_random(tokens, HV, V), z, weight), {}))
+        return {
+            "ours": _calls(gated_norm.gated_rmsnorm, inputs),
+            "baseline": _calls(baselines.gated_rmsnorm, inputs),
+            **_peers("gated_rmsnorm", inputs),
         }
 
     return build

@@ -16,9 +16,13 @@ import triton
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.breakdown import Kernel
 from benchmarks.timing import Timing
 
 SCHEMA_VERSION = 1
+
+# Rows of a side in the table of kernels; the JSON file has all.
+MOST_KERNELS = 8
 
 
 @dataclass
@@ -30,7 +34,11 @@ class Row:
     """`num_bytes` at the copy bandwidth of this run."""
     copy_us: float
     """What a plain copy kernel of as many bytes took in this run."""
+    moved_bytes: int | None = None
+    """What ours moves by its own account; None: `num_bytes`."""
     sides: dict[str, Timing | str] = field(default_factory=dict)
+    kernels: dict[str, list[Kernel]] = field(default_factory=dict)
+    """Where the time of a side goes, if that was asked for."""
 
     @property
     def bandwidth_share(self) -> float | None:
@@ -77,7 +85,7 @@ def show(console: Console, bandwidth: float, rows: list[Row], host_rows: list[Ho
     )
     for column in ("operator", "batch"):
         table.add_column(column)
-    for column in ("floor", "copy", *sides, "of copy bandwidth", "launches"):
+    for column in ("floor", "copy", *sides, "of copy bandwidth", "moved / floor", "launches"):
         table.add_column(column, justify="right")
     for row in rows:
         ours = row.sides.get("ours")
@@ -89,9 +97,12 @@ def show(console: Console, bandwidth: float, rows: list[Row], host_rows: list[Ho
             f"{row.copy_us:.1f}",
             *(_cell(row.sides.get(name)) for name in sides),
             "" if share is None else f"{share:.0%}",
+            "" if row.moved_bytes is None else f"{row.moved_bytes / row.num_bytes:.2f}",
             "" if not isinstance(ours, Timing) else str(ours.launches or "?"),
         )
     console.print(table)
+    if any(row.kernels for row in rows):
+        console.print(_kernel_table(rows))
     host = Table(title="Host time in us", title_justify="left")
     host.add_column("work")
     for name in ("ours", "baseline"):
@@ -100,6 +111,25 @@ def show(console: Console, bandwidth: float, rows: list[Row], host_rows: list[Ho
         host.add_row(entry.label, *(_cell(entry.sides.get(name)) for name in ("ours", "baseline")))
     if host_rows:
         console.print(host)
+
+
+def _kernel_table(rows: list[Row]) -> Table:
+    table = Table(title="Where the time goes: device time in us of one call, gaps left out", title_justify="left")
+    for column in ("operator", "batch", "side", "kernel"):
+        table.add_column(column, overflow="fold")
+    for column in ("launches", "us"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        for side, kernels in row.kernels.items():
+            for kernel in kernels[:MOST_KERNELS]:
+                table.add_row(
+                    row.operator, row.label, side, kernel.name, f"{kernel.launches:g}", f"{kernel.device_us:.1f}"
+                )
+            if rest := kernels[MOST_KERNELS:]:
+                launches, us = sum(kernel.launches for kernel in rest), sum(kernel.device_us for kernel in rest)
+                table.add_row(row.operator, row.label, side, f"{len(rest)} others", f"{launches:g}", f"{us:.1f}")
+        table.add_section()
+    return table
 
 
 def _cell(side: Timing | str | None) -> str:

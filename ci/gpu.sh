@@ -1,20 +1,22 @@
 #!/usr/bin/env bash
 # The GPU suite and the benchmarks on a bare CUDA machine: no network, nothing installed into its Python.
 #
-#   ci/gpu.sh [--wheels DIR] [--out DIR] [--tier quick|premerge|nightly] [--skip-benchmarks] [--skip-verify]
-#             [-- further arguments of `sluicegate verify`]
+#   ci/gpu.sh [--wheels DIR] [--site PATH] [--out DIR] [--tier quick|premerge|nightly] [--skip-benchmarks]
+#             [--skip-verify] [-- further arguments of `sluicegate verify`]
 #
+# --site adds folders of unpacked packages, separated by colons, to PYTHONPATH: peers to measure against, for example.
 # PYTHON names the interpreter (default: the first of python3, python3.12, python3.13, python3.11, python that has torch).
 # Exit: that of `verify`; where it held, that of the benchmarks.
 set -euo pipefail
 
-usage() { sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 value() { [ $# -ge 2 ] || { echo "gpu.sh: $1 needs a value" >&2; exit 2; }; }
 
-wheels='' out=out/gpu tier=premerge benchmarks=1 verify=1
+wheels='' extra='' out=out/gpu tier=premerge benchmarks=1 verify=1
 while [ $# -gt 0 ]; do
     case $1 in
         --wheels) value "$@"; wheels=$2; shift 2 ;;
+        --site) value "$@"; extra=$2; shift 2 ;;
         --out) value "$@"; out=$2; shift 2 ;;
         --tier) value "$@"; tier=$2; shift 2 ;;
         --skip-benchmarks) benchmarks=0; shift ;;
@@ -55,7 +57,7 @@ if [ -n "$wheels" ]; then
     "$python" -m pip --disable-pip-version-check install --quiet --no-index --no-deps --target "$site" "${files[@]}"
 fi
 "$python" ci/entry_points.py "$site" >/dev/null
-export PYTHONPATH="$root:$site${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONPATH="$root:$site${extra:+:$extra}${PYTHONPATH:+:$PYTHONPATH}"
 # On a GPU the kernels are compiled; a variable left over from a CPU session would interpret them.
 unset TRITON_INTERPRET
 
@@ -83,7 +85,7 @@ if [ "$benchmarks" = 1 ]; then
     measured=0
     "$python" -m benchmarks --out "$out/benchmarks" || measured=$?
     mkdir -p benchmarks/results
-    find "$out/benchmarks" -maxdepth 1 -name '*.json' -exec cp {} benchmarks/results/ \;
+    find "$out/benchmarks" -maxdepth 1 \( -name '*.json' -o -name '*.svg' \) -exec cp {} benchmarks/results/ \;
     [ "$status" -ne 0 ] || status=$measured
 fi
 exit "$status"
