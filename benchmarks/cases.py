@@ -195,7 +195,7 @@ def _gdn_prefill_builder(lengths: list[int]) -> Callable[[int], dict[str, list[C
 
 def _gdn_prefill_intermediates(lengths: list[int]) -> int:
     """Bytes beyond the floor: q and k once more, two factors a chunk and value head and its scalings, written and read."""
-    chunk = gdn_prefill.CHUNK
+    chunk = gdn_prefill.LONGEST_CHUNK
     chunks = sum(-(-length // chunk) for length in lengths)
     factors = 2 * chunk * chunk * DTYPE.itemsize
     scalings = 4 * chunk * torch.float32.itemsize

@@ -16,6 +16,7 @@ from hypothesis.errors import FlakyFailure, Unsatisfiable
 from harness import inflight, operators, shrink, strategies
 from harness.case import AnyCase, Case, Layout
 from harness.context import Context, Property
+from harness.distribution import Distribution
 from harness.execution import DeviceLost
 from harness.failure import Failure, FailureRecord
 from harness.subjects import Capabilities, load_target
@@ -59,10 +60,13 @@ class CellResult:
     measured: dict[str, int] = field(default_factory=dict)
     failure: FailureRecord | None = None
     coverage: dict[str, dict[str, int]] = field(default_factory=dict)
+    #: ``output`` and ``state``, or ``baseline output`` -> the errors of the rows that the budget judged.
+    row_errors: dict[str, Distribution] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         data = asdict(self)
         data["failure"] = self.failure.to_json() if self.failure else None
+        data["row_errors"] = {name: of.to_json() for name, of in self.row_errors.items()}
         return data
 
     @classmethod
@@ -70,6 +74,7 @@ class CellResult:
         fields = dict(data)
         fields["spec"] = CellSpec(**data["spec"])
         fields["failure"] = FailureRecord.from_json(data["failure"]) if data["failure"] else None
+        fields["row_errors"] = {n: Distribution.from_json(of) for n, of in data.get("row_errors", {}).items()}
         return cls(**fields)
 
 
@@ -147,6 +152,7 @@ class Cell:
             self._failed[repr(case)] = failure
             if self._first_failure is None:
                 self._first_failure = (case, failure)
+                self.context.tally.open = False
                 self._cases_to_failure = self.context.cases + 1
                 self._deadline = time.monotonic() + self.shrink_seconds
                 self.first_failure_at = time.perf_counter()
@@ -175,6 +181,7 @@ class Cell:
             worst_share=self.context.worst_share,
             measured=self.context.measured,
             coverage={axis: dict(counts) for axis, counts in self.coverage.items()},
+            row_errors=self.context.tally.read(),
         )
         if failure:
             case, error, note = failure

@@ -94,9 +94,7 @@ class Context:
 
     # -- judging ----------------------------------------------------------------------------------------------------
 
-    def require_within_budget(
-        self, got: Result, batch: Batch, *, oracle: Result | None = None, by: str = ""
-    ) -> None:
+    def require_within_budget(self, got: Result, batch: Batch, *, oracle: Result | None = None, by: str = "") -> None:
         """Outputs and states of every active sequence, judged apart against the oracle (see `harness.budget`).
 
         ``oracle``: what a property knows to be true by itself, in float64; None asks the operator's. ``by``: whose result it is,

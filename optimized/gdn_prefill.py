@@ -67,16 +67,17 @@ def _launch(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, state: torch.Tens
     device = torch.cuda.get_device_properties(v.device)
     if device.major not in (9, 10):
         return Launch(32, True, 16, 4, 4, 1)
+    factor_warps = 4 if device.major == 9 else 8
     if key_dim > 128:
-        return Launch(64, True, min(32, whole), 4, 8, 1)
+        return Launch(64, True, min(32, whole), factor_warps, 8, 1)
     if v.dtype == torch.float16:
-        return Launch(64, True, min(64, whole), 4, 8, 1)
+        return Launch(64, True, min(64, whole), factor_warps, 8, 1)
     narrow = sequences * value_heads * triton.cdiv(value_dim, 32)
     # Keys first, Triton 3.6 reads beyond its shared memory unless keys, queries and values get there by asynchronous copies.
     if narrow <= 2 * device.multi_processor_count and _published(k, v) and all(_aligned(t) for t in (q, k, v)):
-        return Launch(64, False, 32, 4, 4, 3 if narrow <= device.multi_processor_count else 2)
+        return Launch(64, False, 32, factor_warps, 4, 3 if narrow <= device.multi_processor_count else 2)
     if value_dim <= 64 or device.major == 10:
-        return Launch(64, True, min(64, whole), 4, 8, 1)
+        return Launch(64, True, min(64, whole), factor_warps, 8, 1)
     # One pattern of offsets for keys and queries, and no rounding of the state, leave enough registers for four warps.
     if _published(k, v) and q.stride() == k.stride() and state.dtype == torch.float32:
         return Launch(64, True, 64, 4, 4, 2)
@@ -156,7 +157,7 @@ def gdn_prefill(
         "C": chunk,
         "BLOCK_K": block_k,
         "EVEN_K": key_dim == block_k,
-        # Raw keys may be small and corrections large: their product can exceed what float16 holds.
+        # Keys may be short and corrections large: with a norm as its factor, a correction can exceed what float16 holds.
         "FOLD_NORM": v.dtype != torch.float16,
         # Of float32 operands; 16-bit ones go to the matrix units as they are.
         "PRODUCTS": "ieee",

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 # Rows of a chunk's scalings [ROWS, C]: factors of what the keys recall, of the corrections as they enter the state, of
-# what the queries read; exp(G_last), repeated; the keys' reciprocal norms, where they are not folded into the others.
+# what the queries read; exp(G_last), repeated; powers of two by which keys are brought near length 1 beforehand, if they are.
 RECALL = tl.constexpr(0)
 WRITE = tl.constexpr(1)
 READ = tl.constexpr(2)
@@ -170,12 +170,10 @@ def factors_kernel(
     # Squared norms stand on the diagonals. A sum of one number and zeros has the same bits in any order.
     squares = tl.where(i == j, tl.dot(qq, tl.trans(qq), input_precision=PRODUCTS), 0.0)
     rq = scale / tl.sqrt(tl.sum(squares, axis=1) + 1e-6)
+    # IEEE products hold whole rows in registers: one after the other, lest the compiler load for several at once.
     if EXACT:
-        # IEEE products hold whole rows in registers: one after the other, lest the compiler load for several at once.
         tl.debug_barrier()
     key_key = tl.dot(kk, tl.trans(kk), input_precision=PRODUCTS)
-    if EXACT:
-        tl.debug_barrier()
     squares = tl.where(i == j, key_key, 0.0)
     rk = 1.0 / tl.sqrt(tl.sum(squares, axis=1) + 1e-6)
     rk_j = 1.0 / tl.sqrt(tl.sum(squares, axis=0) + 1e-6)
@@ -188,6 +186,8 @@ def factors_kernel(
         between = tl.minimum(G[:, None] - G[None, :], 0.0)
         to_end = last - G
     decay = _exp(between, PTX) * rk_j[None, :]
+    if EXACT:
+        tl.debug_barrier()
     P = tl.dot(qq, tl.trans(kk), input_precision=PRODUCTS) * decay * rq[:, None]
     P = tl.where(i >= j, P, 0.0)
     tl.store(attention + factor + factor_at, P.to(attention.dtype.element_ty))
@@ -198,14 +198,17 @@ def factors_kernel(
     row = scalings + (tile * value_heads + value_head) * (ROWS * C) + it
     start_to_token = _exp(G, PTX)
     token_to_end = _exp(to_end, PTX)
-    tl.store(row + RECALL * C, start_to_token * rk if FOLD_NORM else start_to_token)
-    tl.store(row + WRITE * C, token_to_end * rk if FOLD_NORM else token_to_end)
+    if not FOLD_NORM:
+        # The power of two comes out of the norm and goes to the keys, which stay exact.
+        near = (rk.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
+        tl.store(row + NORM * C, near)
+        rk = rk / near
+    tl.store(row + RECALL * C, start_to_token * rk)
+    tl.store(row + WRITE * C, token_to_end * rk)
     tl.store(row + READ * C, start_to_token * rq)
     # A state goes through this factor once a chunk.
     whole_chunk = _unbiased_exp(last) if EXACT else tl.exp(last)
     tl.store(row + DECAY * C, tl.zeros((C,), tl.float32) + whole_chunk)
-    if not FOLD_NORM:
-        tl.store(row + NORM * C, rk)
 
 
 @triton.jit

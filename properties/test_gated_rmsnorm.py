@@ -155,7 +155,7 @@ open_gate = Property("open_gate_doubled", "relations", open_gate_body, weight=0.
 heads_permuted = Property("heads_permuted", "relations", heads_permuted_body)
 one_weight = Property("heads_share_the_weight", "relations", one_weight_body, weight=0.5)
 rows_apart = Property("rows_kept_apart", "relations", rows_apart_body)
-far_apart = replace(relations.far_apart, strategy=GatedRmsNorm().far_cases)
+far_apart = relations.far_apart(GatedRmsNorm().far_cases)
 
 PROPERTIES = (
     relations.equivalence,

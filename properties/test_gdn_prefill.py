@@ -34,6 +34,22 @@ def long_sequences(scale: Scale, dtype: str) -> Any:
     return prefill_cases(scale, dtype, strategies.segments(scale, length=length, max_tokens=260))
 
 
+def several_heads(scale: Scale, dtype: str) -> Any:
+    """Two key heads or more: where there is one, the pitch of heads does not matter."""
+
+    def doubled(case: Case) -> Case:
+        heads, value_heads = case.dims["H"], case.dims["HV"]
+        more = {} if heads > 1 else {"H": 2, "HV": 2 * min(value_heads, 2)}
+        return case.with_(dims={**case.dims, **more})
+
+    return operators.get(OPERATOR).cases(scale, dtype).map(doubled)
+
+
+def two_sequences(scale: Scale, dtype: str) -> Any:
+    """Two sequences with tokens: starts can decrease, slots can be one and the same, and no case is without tokens."""
+    return prefill_cases(scale, dtype, st.just((Segment(3, "fresh", 0), Segment(2, "resumed", 1))))
+
+
 def decode_chain_body(context: Context, case: Case) -> None:
     """A prompt fed to the decode operator token by token gives what prefill gives, gates computed there or here."""
     batch, decoded = with_projected_gates(context.batch(case.with_(state_dtype="float32")))
@@ -41,7 +57,7 @@ def decode_chain_body(context: Context, case: Case) -> None:
     alone = [i for i in batch.active if batch.lengths[i]]
     if alone:
         fed = batch.select(alone)
-        context.require_within_budget(decode_chain(context, decoded.select(alone)), fed)
+        context.require_within_budget(decode_chain(context, decoded.select(alone)), fed, by="decode chain")
 
 
 def with_projected_gates(batch: Batch) -> tuple[Batch, Batch]:
@@ -160,6 +176,18 @@ def zero_gates_body(context: Context, case: Case) -> None:
 def only_decays_body(context: Context, case: Case) -> None:
     """Nothing is written (beta = 0): o_t = scale e^(g_1 + ... + g_t) S q_t, and the state is the decayed one."""
     batch = with_gates(context.batch(case), beta=0.0)
+    context.require_within_budget(context.run(batch), batch, oracle=only_decayed(batch))
+
+
+def zero_keys_body(context: Context, case: Case) -> None:
+    """Keys of zero write nothing either, however large the values: their reciprocal norm is the largest there is."""
+    batch = with_gates(context.batch(case.with_(regime={**case.regime, "amplitude": "large"})), beta=1.0)
+    batch = batch.map_tokens(lambda name, t: t * 0 if name == "k" else t * 16 if name == "v" else t)
+    context.require_within_budget(context.run(batch), batch, oracle=only_decayed(batch))
+
+
+def only_decayed(batch: Batch) -> Result:
+    """What a batch gives that writes nothing."""
     outputs, states = [], []
     for i, state in enumerate(initial_states(batch)):
         decay = batch.tokens[i]["g"].double().cumsum(0).exp()
@@ -170,7 +198,7 @@ def only_decays_body(context: Context, case: Case) -> None:
         read = torch.einsum("hvk,thk->thv", state, heads_of_values(batch, i, "q"))
         outputs.append(scale_of(batch) * decay[:, :, None] * read)
         states.append(state * decay[-1][:, None, None] if len(decay) else state)
-    context.require_within_budget(context.run(batch), batch, oracle=Result(tuple(outputs), tuple(states)))
+    return Result(tuple(outputs), tuple(states))
 
 
 def forgets_body(context: Context, case: Case) -> None:
@@ -242,6 +270,16 @@ def recalled(batch: Batch) -> Result:
     return Result(tuple(outputs), tuple(states))
 
 
+# What goes from chunk to chunk: few of the usual cases have a sequence that is longer than one.
+long_equivalence = Property(
+    "equivalence_over_chunks", "equivalence", relations.equivalence_body, weight=2, strategy=long_sequences
+)
+empties_added = Property(
+    "empty_sequences_added", "relations", relations.empties_added_body, examples=2, strategy=two_sequences
+)
+strided = replace(relations.strided, strategy=several_heads)
+memory = replace(relations.memory, strategy=several_heads)
+bad_arguments = replace(arguments.bad_arguments, strategy=two_sequences)
 split_at_chunk = Property(
     "split_at_chunk",
     "relations",
@@ -255,24 +293,35 @@ decode_chain_agrees = Property(
 )
 zero_gates = Property("zero_gates_keep_state", "relations", zero_gates_body, weight=0.5)
 only_decays = Property("only_decays_without_writes", "relations", only_decays_body, weight=0.5)
+# float16 has the smallest range.
+zero_keys = Property(
+    "zero_keys_write_nothing",
+    "equivalence",
+    zero_keys_body,
+    weight=0.5,
+    dtypes=("float16",),
+    strategy=two_sequences,
+)
 forgets = Property("forgets_everything", "relations", forgets_body, weight=0.5)
-far_apart = replace(relations.far_apart, strategy=GdnPrefill().far_cases)
+far_apart = relations.far_apart(GdnPrefill().far_cases)
 recall = Property("recalls_what_was_written", "relations", recall_body, weight=0.5)
 
 PROPERTIES = (
     relations.equivalence,
+    long_equivalence,
+    zero_keys,
     relations.alone,
     relations.permuted,
     relations.slots_renamed,
     relations.inactive_rows_added,
-    relations.empties_added,
+    empties_added,
     relations.split_near,
     split_at_chunk,
     relations.single_tokens_near,
     decode_chain_agrees,
     relations.gathered,
     relations.trailing_tokens,
-    relations.strided,
+    strided,
     relations.repeated,
     relations.cold_equals_warm,
     relations.neighbour_perturbed,
@@ -285,11 +334,11 @@ PROPERTIES = (
     forgets,
     recall,
     relations.baseline_agrees,
-    relations.memory,
+    memory,
     relations.poison_independent,
     relations.high_slot,
     far_apart,
-    arguments.bad_arguments,
+    bad_arguments,
     guards.host_sync,
     guards.launch_count,
     guards.copied_bytes,

@@ -8,6 +8,7 @@ import re
 import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import matplotlib as mpl
@@ -58,6 +59,10 @@ class Canvas:
         if limit:
             look = {"color": WARN, "linewidth": 1.2, "zorder": 3, "linestyle": (0, (3, 3))}
         self.axes.plot([start[0], end[0]], [start[1], end[1]], clip_on=False, **look)
+
+    def curve(self, points: Sequence[tuple[float, float]], color: str, dashes: tuple[float, ...] = ()) -> None:
+        style: Any = (0, dashes) if dashes else "-"
+        self.axes.plot(*zip(*points, strict=True), color=color, linewidth=1.5, linestyle=style, clip_on=False)
 
     def word(self, x: float, y: float, text: str, *, size: float = 10, color: str = INK, align: Align = "left") -> None:
         self.axes.text(x, y, text, parse_math=False, fontsize=size, color=color, ha=align, va="center_baseline")
@@ -225,6 +230,99 @@ def budget(operator: str, shares: Mapping[str, Mapping[str, float]], dtypes: Seq
         y += height
     said = "; ".join(f"{p}: " + ", ".join(f"{d} {s:.2g}" for d, s in of.items()) for p, of in shares.items())
     return canvas.svg(f"{operator}, largest share of the error budget used. {said}")
+
+
+# -- row errors ---------------------------------------------------------------------------------------------------------
+
+#: One look a subject, colours first; the page's legend has the same (`.stroke` in templates/style.html.j2).
+DASHES: tuple[tuple[float, ...], ...] = ((), (3.5, 1.5), (1.2, 1.2))
+LOOKS = [(color, dashes) for dashes in DASHES for color in SERIES[:3]]
+#: Heights of a panel and of what stands above and below it, and the margins beside it.
+PANEL, TITLE, TICKS, LEFT, RIGHT = 84.0, 23.0, 16.0, 32.0, 34.0
+
+
+def row_errors(label: str, panels: Sequence[Panel], width: float = 340) -> str:
+    """Panels one below the other, over the same rows of one dtype: which part of the rows is above what stands below."""
+    canvas = Canvas(width, len(panels) * (TITLE + PANEL + TICKS + 6) - 6)
+    decades = max((panel.decades for panel in panels), default=3)
+    for i, panel in enumerate(panels):
+        _panel(canvas, panel, decades, i * (TITLE + PANEL + TICKS + 6) + TITLE)
+    said = "; ".join(panel.said() for panel in panels)
+    return canvas.svg(f"{label}: {said}")
+
+
+@dataclass(frozen=True)
+class Panel:
+    """title: what is counted. counts: by subject, in bins up to each of the edges and one above the last. look: of each subject.
+
+    limit: a row above it fails. log: the edges are drawn by their logarithms.
+    """
+
+    title: str
+    edges: Sequence[float]
+    counts: Mapping[str, Sequence[int]]
+    look: Mapping[str, int]
+    ticks: Mapping[float, str]
+    limit: float | None = None
+    log: bool = False
+
+    @property
+    def start(self) -> float:
+        return self.edges[0] if self.log else 0.0
+
+    def place(self, value: float) -> float:
+        return math.log2(value) if self.log else value
+
+    @property
+    def decades(self) -> int:
+        """So many powers of ten below one are needed to show a single row."""
+        return max(3, math.ceil(math.log10(max(map(sum, self.counts.values()), default=1) or 1)))
+
+    def above(self, subject: str) -> list[float]:
+        """The part of the rows above nothing and above each edge."""
+        counts = self.counts[subject]
+        return [sum(counts[i:]) / (sum(counts) or 1) for i in range(len(counts))]
+
+    def said(self) -> str:
+        parts = []
+        for subject in self.counts:
+            above = self.above(subject)
+            half = next((edge for edge, part in zip(self.edges, above[1:], strict=True) if part <= 0.5), math.inf)
+            parts.append(f"{subject} half at most {half:.3g}, {above[-1]:.2g} of the rows above {self.edges[-1]:g}")
+        return f"{self.title}, " + ", ".join(parts)
+
+
+def _panel(canvas: Canvas, panel: Panel, decades: int, top: float) -> None:
+    base, right = top + PANEL, canvas.width - RIGHT
+    first, last = panel.place(panel.start), panel.place(panel.edges[-1])
+
+    def x(value: float) -> float:
+        return LEFT + (right - LEFT) * (panel.place(value) - first) / (last - first)
+
+    def y(part: float) -> float:
+        return top + PANEL * -math.log10(part) / decades if part > 0 else base
+
+    canvas.word(0, top - 15, panel.title)
+    for power in range(0, decades + 1, 2 if decades > 3 else 1):
+        height = y(10.0**-power)
+        canvas.line((LEFT, height), (canvas.width, height))
+        name = {0: "all", 1: "1/10", 2: "1/100"}.get(power, "1/" + compact(10**power))
+        canvas.word(LEFT - 5, height, name, size=8, color=MUTED, align="right")
+    for value, name in panel.ticks.items():
+        canvas.line((x(value), top), (x(value), base), limit=value == panel.limit)
+        canvas.word(x(value), base + 9, name, size=9, color=MUTED, align="center")
+    for subject in panel.counts:
+        above = panel.above(subject)
+        points = [(x(max(edge, panel.start)), y(part)) for edge, part in zip((0.0, *panel.edges), above, strict=True)]
+        # A curve ends where no row is left; where some are above the last edge, it runs on to the border.
+        points = points[: above.index(0) + 1 if 0 in above else None]
+        if above[-1]:
+            over, height = panel.counts[subject][-1], y(above[-1])
+            points.append((canvas.width, height))
+            color = MUTED if panel.limit is None else WARN
+            canvas.word(canvas.width, height - 6, compact(over), size=9, color=color, align="right")
+        color, dashes = LOOKS[panel.look[subject] % len(LOOKS)]
+        canvas.curve(points, color, dashes)
 
 
 def seconds(times: Mapping[str, tuple[float, float]], width: float = 460) -> str:

@@ -6,12 +6,15 @@ import json
 import platform
 import subprocess
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from harness import budget
 from harness.cell import CellResult
 from harness.context import GROUPS
+from harness.distribution import RATIO_EDGES, SHARE_EDGES, Distribution
 from harness.failure import SYMPTOMS, failure_id
 from harness.isolation import find_property
 from harness.ledger import Entry, Ledger
@@ -129,12 +132,58 @@ def build(plan: Plan, outcome: Outcome, ledger: Ledger, *, command: str, started
         "failures": failures,
         "errors": outcome.errors,
         "coverage": {op: {axis: dict(c) for axis, c in axes.items()} for op, axes in coverage.items()},
+        "row_errors": row_errors(outcome.results),
         "ledger": {
             "matched": [asdict(e) for e in ledger.matched],
             "unexpected_passes": [asdict(e) for e in unexpected],
             "unmatched": [asdict(e) for e in ledger.entries if e.id not in matched_or_stale],
         },
     }
+
+
+#: Of the rows, this part is at or below the number that is reported under this name.
+PARTS = {"median": 0.5, "p99": 0.99, "p99.99": 0.9999}
+
+
+def row_errors(results: Iterable[CellResult]) -> dict[str, Any]:
+    """The errors of all judged rows by operator, subject, dtype and tensor: numbers, and the counts they are read from.
+
+    ``shares`` and ``ratios`` have one count for each edge, of what lies between the edge before and it, and one for what is
+    above the last. A quantile is the upper edge of its bin; beyond the last edge, of shares the largest, which is exact, and of
+    ratios ``inf``.
+    """
+    merged: dict[tuple[str, str, str, str], Distribution] = {}
+    for result in results:
+        for name, counted in result.row_errors.items():
+            by, _, tensor = name.rpartition(" ")
+            key = (result.spec.operator, by or result.spec.subject, result.spec.dtype, tensor)
+            merged.setdefault(key, Distribution()).add(counted)
+    return {
+        "factor": budget.FACTOR,
+        "ratio_floor_ulps": budget.RATIO_FLOOR_ULPS,
+        "share_edges": list(SHARE_EDGES),
+        "ratio_edges": [round(edge, 6) for edge in RATIO_EDGES],
+        "tensors": [
+            {
+                "operator": operator,
+                "subject": subject,
+                "dtype": dtype,
+                "tensor": tensor,
+                "rows": of.rows,
+                "share": {name: _plain(of.share(part)) for name, part in PARTS.items()} | {"max": _plain(of.largest)},
+                "ratio": {"rows": sum(of.ratios)} | {name: _plain(of.ratio(part)) for name, part in PARTS.items()},
+                "shares": of.shares,
+                "ratios": of.ratios,
+            }
+            for (operator, subject, dtype, tensor), of in sorted(merged.items())
+            if of.rows
+        ],
+    }
+
+
+def _plain(value: float) -> float | str:
+    """Four digits; JSON has no infinity, which travels as a word."""
+    return float(f"{value:.4g}") if value - value == 0 else str(value)
 
 
 def _reading_order(result: CellResult) -> tuple[str, int, str]:

@@ -14,9 +14,10 @@ import pytest
 import torch
 
 import references.causal_conv
+import references.gated_norm
 import references.gdn
 from harness import interpreter
-from optimized import causal_conv, gdn_decode
+from optimized import causal_conv, gated_norm, gdn_decode
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -233,6 +234,53 @@ def test_gdn_decode_rows_do_not_depend_on_their_batch() -> None:
     assert same_bits(dense_state, state)
 
 
+# -- gated norm -------------------------------------------------------------------------------------------------------
+
+
+def norm_batch(dtype: torch.dtype, tokens: int, heads: int, width: int) -> dict[str, Any]:
+    """x has gaps between its tokens; z is a column slice at an odd offset; gates reach their ends, and one row is zero."""
+    x = randn(tokens, heads * width + 3, dtype=dtype)[:, 3:].view(tokens, heads, width)
+    z = 3 * randn(tokens, 2 * heads * width + 1, dtype=dtype, seed=1)[:, heads * width + 1 :].view(tokens, heads, width)
+    x[0, -1], z[0, 0, 0], z[-1, -1, -1] = 0, -1e4, 1e3
+    return {"x": x, "z": z, "weight": randn(width, seed=2)}
+
+
+def run_norm(batch: dict[str, Any], **changes: Any) -> torch.Tensor:
+    call = {**batch, **changes}
+    x, z, weight = call.pop("x"), call.pop("z"), call.pop("weight")
+    return gated_norm.gated_rmsnorm(x, z, weight, **call)
+
+
+@pytest.mark.parametrize(("heads", "width"), [(3, 1), (2, 20), (3, 128), (2, 130), (1, 1024)])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gated_rmsnorm_equals_the_reference(dtype: torch.dtype, heads: int, width: int) -> None:
+    batch = norm_batch(dtype, 19, heads, width)
+    want = references.gated_norm.gated_rmsnorm(*(t.double() for t in batch.values()))
+    y = run_norm(batch)
+    assert (y.dtype, y.is_contiguous()) == (dtype, True)
+    assert error(y, want) < TOLERANCE[dtype]
+    assert bool((y[0, -1] == 0).all())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gated_rmsnorm_bits_depend_on_the_row_alone(dtype: torch.dtype) -> None:
+    """Alone or in a batch, in views of any alignment or in copies, with a last dimension that is no unit stride."""
+    batch = norm_batch(dtype, 19, 3, 64)
+    y = run_norm(batch)
+    alone = [run_norm(batch, x=batch["x"][t : t + 1], z=batch["z"][t : t + 1]) for t in range(19)]
+    assert same_bits(torch.cat(alone), y)
+    assert same_bits(run_norm(batch, x=batch["x"].contiguous(), z=batch["z"].contiguous()), y)
+    heads = [run_norm(batch, x=batch["x"][:, h : h + 1], z=batch["z"][:, h : h + 1]) for h in range(3)]
+    assert same_bits(torch.cat(heads, dim=1), y)
+    spread = zeros(19, 3, 128, dtype=dtype)[:, :, ::2]
+    assert same_bits(run_norm(batch, x=spread.copy_(batch["x"])), y)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 8), (4, 0, 8)])
+def test_gated_rmsnorm_of_nothing(shape: tuple[int, int, int]) -> None:
+    assert gated_norm.gated_rmsnorm(zeros(shape), zeros(shape), zeros(8)).shape == shape
+
+
 # -- arguments --------------------------------------------------------------------------------------------------------
 
 
@@ -278,6 +326,40 @@ def test_decode_refuses_before_it_writes(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match="got"):
         gdn_decode.gdn_decode(call.pop("q"), call.pop("k"), call.pop("v"), **call)
     assert same_bits(batch["state"], state)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("x", zeros(3, 8)),
+        ("x", zeros(3, 2, 8, dtype=torch.float64)),
+        ("z", zeros(3, 1, 8)),
+        ("z", zeros(3, 2, 8, dtype=torch.float16)),
+        ("weight", zeros(7)),
+        ("weight", zeros(16)[::2]),
+        ("weight", zeros(8, dtype=torch.int32)),
+        ("eps", 0.0),
+        ("eps", float("nan")),
+        ("eps", "1e-6"),
+        ("eps", True),
+    ],
+)
+def test_gated_rmsnorm_refuses_and_names_the_argument(name: str, value: Any) -> None:
+    named = r"^(x|z|weight): got" if name == "x" else rf"^{name}: got"
+    with pytest.raises(ValueError, match=named):
+        run_norm(norm_batch(torch.float32, 3, 2, 8), **{name: value})
+
+
+@pytest.mark.parametrize("width", [0, 1025])
+def test_gated_rmsnorm_refuses_a_width_that_no_tile_has(width: int) -> None:
+    with pytest.raises(ValueError, match=rf"^x: got V = {width}, expected 1 to 1024"):
+        gated_norm.gated_rmsnorm(zeros(2, 1, width), zeros(2, 1, width), zeros(width))
+
+
+def test_gated_rmsnorm_refuses_more_rows_than_it_can_number() -> None:
+    rows = zeros(1, 1, 1).expand(2**20, 2**11, 1)
+    with pytest.raises(ValueError, match=r"^x: got 1048576 x 2048 rows"):
+        gated_norm.gated_rmsnorm(rows, rows, zeros(1))
 
 
 def test_strict_mode_reads_the_values(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,12 +44,27 @@ def test_colours_are_the_pages_own_and_text_stays_text() -> None:
     for svg in (
         drawings.coverage("length", {str(i): i + 1 for i in range(50)}),
         drawings.budget("gdn_decode", {"equivalence": {"float32": 0.2, "bfloat16": 1.5}}, ["float32", "bfloat16"]),
+        drawings.row_errors("gdn_decode", [_panel({"optimized": [5, 0, 1], "baseline": [3, 2, 0]})]),
         drawings.seconds({"equivalence": (1.0, 2.0), "slots_renamed": (0.0, 0.01)}),
     ):
         assert not re.search(r"#[0-9a-f]{6}|DejaVu|xmlns| id=", svg)
         assert "var(--series-1)" in svg
         assert words(svg)
         assert len(svg) < 8_000
+
+
+def _panel(counts: dict[str, list[int]]) -> drawings.Panel:
+    look = {subject: i for i, subject in enumerate(counts)}
+    return drawings.Panel("outputs", [0.5, 1.0], counts, look, {0.0: "0", 1.0: "1"}, 1.0)
+
+
+def test_row_errors_say_how_many_are_above() -> None:
+    panel = _panel({"optimized": [990, 8, 2], "baseline": [3, 2, 0], "nothing": [0, 0, 0]})
+    assert panel.above("optimized") == [1.0, 0.01, 0.002]
+    assert panel.decades == 3
+    svg = drawings.row_errors("gdn_decode", [panel])
+    assert "2" in words(svg)
+    assert "optimized half at most 0.5, 0.002 of the rows above 1, baseline half at most 0.5, 0 of" in svg
 
 
 def test_foreign_words_are_drawn_as_they_are() -> None:

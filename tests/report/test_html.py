@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from harness.cell import CellResult, CellSpec
+from harness.distribution import Distribution
+from harness.report import model
 from harness.report.html import write_html
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
@@ -129,6 +134,54 @@ def test_a_run_of_nothing(held: dict[str, Any], tmp_path: Path) -> None:
     _, page = written(held, tmp_path)
     assert "Nothing failed, but 1 required did not run" in page.words
     assert "collection of <x> ImportError" in page.words
+
+
+def test_row_errors_are_drawn_with_their_numbers(report: dict[str, Any], tmp_path: Path) -> None:
+    limit = torch.tensor([0.01, 0.02, 0.3, 1.5])
+    results = [_judged("optimized", "float32", limit), _judged("a <peer>", "bfloat16", limit[:3])]
+    report["row_errors"] = json.loads(json.dumps(model.row_errors(results), allow_nan=False))
+    source, page = written(report, tmp_path)
+    labels = [value for tag, name, value in page.attributes if tag == "svg" and name == "aria-label"]
+    assert source.count("<svg") == 7 + 2
+    assert any(
+        "outputs: share of the allowance, optimized half at most 0.025, 0.25 of the rows above 1" in s for s in labels
+    )
+    assert "at 1, the dashed line, a row fails" in page.words
+    assert "The allowance is 2 times the model kernel's error" in page.words
+    assert "optimized40.0251.51.51.51" in page.words.replace(" ", "")
+    assert source.count('<tr class="over">') == 1
+    assert "#row-errors" in page.values("href")
+
+
+def test_rows_are_merged_by_operator_subject_dtype_and_tensor() -> None:
+    one, two = (
+        _judged("optimized", "float32", torch.tensor([0.09])),
+        _judged("optimized", "float32", torch.tensor([0.7])),
+    )
+    two.row_errors["baseline output"] = two.row_errors["output"]
+    tensors = model.row_errors([one, two, _judged("optimized", "float16", torch.tensor([0.2]))])["tensors"]
+    assert [(t["subject"], t["dtype"], t["tensor"], t["rows"]) for t in tensors] == [
+        ("baseline", "float32", "output", 1),
+        ("optimized", "float16", "output", 1),
+        ("optimized", "float32", "output", 2),
+    ]
+    assert tensors[2]["share"] == {"median": 0.1, "p99": 0.7, "p99.99": 0.7, "max": 0.7}
+
+
+def _judged(subject: str, dtype: str, shares: torch.Tensor) -> CellResult:
+    """A cell whose rows use these shares of their allowance, and err as the model kernel does."""
+    counted = Distribution()
+    counted.count(shares.double(), torch.ones(len(shares), dtype=torch.float64))
+    spec = CellSpec("conv_prefill", subject, "m:f", "equivalence", "cpu", dtype, 10, 0)
+    return CellResult(spec, "passed", row_errors={"output": counted})
+
+
+def test_no_drawing_of_row_errors_where_none_was_judged(report: dict[str, Any], tmp_path: Path) -> None:
+    without, _ = written(report, tmp_path)
+    report["row_errors"] = model.row_errors([])
+    source, page = written(report, tmp_path)
+    assert source == without
+    assert "row-errors" not in page.values("id")
 
 
 @pytest.mark.parametrize("share", [0.0, 1e9, float("inf"), "nan"])

@@ -248,6 +248,22 @@ def last_sequence_takes_the_rest(q: Tensor, k: Tensor, v: Tensor, *, cu_seqlens:
     return right.gdn_prefill(q, k, v, cu_seqlens=ends, **rest)
 
 
+def beyond_the_first_chunk_zero(q: Tensor, k: Tensor, v: Tensor, *, cu_seqlens: Tensor, **rest: Any) -> Tensor:
+    o = right.gdn_prefill(q, k, v, cu_seqlens=cu_seqlens, **rest)
+    for start, end in zip(cu_seqlens[:-1].tolist(), cu_seqlens[1:].tolist(), strict=True):
+        o[min(start + 64, end) : end] = 0
+    return o
+
+
+def norms_overflow(q: Tensor, k: Tensor, v: Tensor, *, state: Tensor, state_indices: Tensor, **rest: Any) -> Tensor:
+    """Values over the norms of their keys are kept in the inputs' dtype, where they can be infinite."""
+    o = right.gdn_prefill(q, k, v, state=state, state_indices=state_indices, **rest)
+    written = v.float() * torch.rsqrt(k.float().square().sum() + 1e-6)
+    if bool(written.to(v.dtype).isinf().any()):
+        state[state_indices[state_indices >= 0].long()] = float("inf")
+    return o
+
+
 def search_ends_early(q: Tensor, k: Tensor, v: Tensor, *, state_indices: Tensor, **rest: Any) -> Tensor:
     """Sequences beyond the first 256 are not found, and left as if they were inactive."""
     found = state_indices.clone()
