@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
+import yaml
 
 from harness import operators
 from harness.faults import injection, model
 
 FAULTS = model.load()
-LEAST = 60
+LEAST = 300
+#: Real faults that have no place in this repository.
+NOT_HERE = model.CATALOGUE.with_name("not_here.yaml")
 
 
 def test_the_catalogue_covers_every_operator() -> None:
@@ -34,6 +38,20 @@ def test_no_two_faults_are_the_same_change() -> None:
     assert [change for change, count in changes.items() if count > 1] == []
 
 
+def test_what_cannot_be_planted_says_why_and_is_not_planted() -> None:
+    entries = yaml.safe_load(NOT_HERE.read_text(encoding="utf-8"))
+    for entry in entries:
+        assert set(entry) == {"id", "url", "reason"}
+        assert entry["url"].startswith("https://")
+        assert len(entry["reason"].split()) > 5
+    for name in ("id", "url"):
+        assert [value for value, count in Counter(e[name] for e in entries).items() if count > 1] == []
+    assert {e["url"] for e in entries} & {fault.source for fault in FAULTS} == set()
+    # Where a reason points to a fault, there is that fault.
+    named = {name for entry in entries for name in re.findall(r"`([^`]+)`", entry["reason"])}
+    assert named <= {fault.id for fault in FAULTS}
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
@@ -47,8 +65,6 @@ def test_no_two_faults_are_the_same_change() -> None:
     ],
 )
 def test_a_malformed_entry_is_refused(tmp_path: Path, change: dict[str, object], complaint: str) -> None:
-    import yaml
-
     entry = {"id": "x", "source": "own", "wrong": "All of it.", "find": "x = 1", "replace": "x = 2", **change}
     file = tmp_path / "gdn_decode.yaml"
     file.write_text(

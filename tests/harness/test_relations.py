@@ -68,7 +68,7 @@ PLANTED = (
     Planted("resumed_after_a_token", "gdn_prefill", "token_by_token_within_budget", "over budget", tokens=2),
     Planted("pool_truncated", "gdn_prefill", "indexed_equals_gathered", "not bitwise equal"),
     Planted("last_sequence_takes_the_rest", "gdn_prefill", "trailing_tokens", "inactive row not zero"),
-    Planted("beyond_the_first_chunk_zero", "gdn_prefill", "equivalence_over_chunks", "over budget", tokens=66),
+    Planted("beyond_the_first_chunk_zero", "gdn_prefill", "equivalence_over_chunks", "over budget", tokens=140),
     Planted("norms_overflow", "gdn_prefill", "zero_keys_write_nothing", "non-finite", 2, 5, dtype="float16"),
     Planted("search_ends_early", "gdn_prefill", "empty_sequences_added", "not bitwise equal", 2, 5),
     Planted(
