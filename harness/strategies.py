@@ -94,8 +94,9 @@ def segments(
     kinds: Sequence[Kind] = ("fresh", "resumed", "inactive"),
     max_tokens: int | None = None,
     empties: bool = False,
+    least: int = 1,
 ) -> SearchStrategy[tuple[Segment, ...]]:
-    """A packed batch: sequences of these lengths in distinct slots, two or more as a rule.
+    """A packed batch: sequences of these lengths in distinct slots, ``least`` of them, two or more as a rule.
 
     When the drawn lengths exceed the token limit the later ones are cut to single tokens, which keeps the list's
     structure (and so its shrinking) instead of rejecting the draw. ``empties``: now and then no sequence has a token.
@@ -112,7 +113,7 @@ def segments(
             out.append(Segment(kept, kind, slot if kind != "inactive" else -1))
         return tuple(out)
 
-    few = st.lists(one, min_size=1, max_size=min(5, scale.max_sequences), unique_by=lambda s: s[2])
+    few = st.lists(one, min_size=least, max_size=min(5, scale.max_sequences), unique_by=lambda s: s[2])
     # Length by length, a batch without any token would be drawn once in hundreds.
     empty = st.lists(st.tuples(st.just(0), kind, slot), min_size=1, max_size=4, unique_by=lambda s: s[2])
     rare = [(1, empty)] if empties else []
