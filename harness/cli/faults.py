@@ -25,6 +25,11 @@ def command(
     device: Annotated[DeviceChoice, typer.Option(help="Where to run.")] = "auto",
     operator: Annotated[list[str] | None, typer.Option(help="Only faults of this operator; may be repeated.")] = None,
     fault: Annotated[list[str] | None, typer.Option(help="Only the fault of this id; may be repeated.")] = None,
+    generated: Annotated[
+        int, typer.Option(help="This many generated faults besides: mutations of the subjects' sources.", min=0)
+    ] = 0,
+    only_generated: Annotated[bool, typer.Option(help="The generated faults alone.")] = False,
+    mutation_seed: Annotated[int, typer.Option(help="Chooses the generated faults.")] = 0,
     seed: Annotated[int | None, typer.Option(help="Repeats a run exactly; drawn and printed by default.")] = None,
     workers: Annotated[int | None, typer.Option(help="Trials at a time; one a core by default.", min=1)] = None,
     time_limit: Annotated[
@@ -34,6 +39,9 @@ def command(
 ) -> None:
     """Prove the gate: every fault of the catalogue must be found by some property of its operator.
 
+    Of generated faults, --fault takes those too that a sample would not choose. Those that are proven equivalent or are no
+    valid program are listed, and do not count.
+
     Exit status 0: every fault that this device can show was found. 1: one survived or a trial went wrong. 2: bad usage.
     """
     # Trials are forked, and a CUDA context does not survive a fork: ask the driver's library whether there is a GPU, so
@@ -41,11 +49,19 @@ def command(
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     try:
         chosen = choose(device)
-        from harness.faults import injection, matrix, model, runner
+        from harness.faults import injection, matrix, model, mutation, runner
         from harness.faults.trial import Settings
         from harness.verification import default_workers
 
-        faults = model.select(model.load(), operator or (), fault or ())
+        if only_generated and not generated and not fault:
+            raise ValueError("--only-generated: got no --generated, expected how many; say --generated 40")
+        catalogue = [] if only_generated else model.load()
+        mutants = mutation.every() if generated or only_generated else []
+        if fault:
+            faults = model.select([*catalogue, *mutants], operator or (), fault)
+        else:
+            sampled = mutation.sample(model.select(mutants, operator or ()), generated, mutation_seed)
+            faults = [*model.select(catalogue, operator or ()), *sampled]
         for one in faults:
             injection.changed_source(one)
     except ValueError as error:

@@ -23,6 +23,10 @@ class AnchorError(ValueError):
     """The text that a fault replaces is not there exactly once: the catalogue and the source have drifted apart."""
 
 
+class ImportFailure(ValueError):
+    """The changed package cannot be imported."""
+
+
 def source_of(module: str) -> Path:
     """The file of a module, found without running it (its package's ``__init__`` excepted)."""
     spec = importlib.util.find_spec(module)
@@ -32,9 +36,17 @@ def source_of(module: str) -> Path:
 
 
 def changed_source(fault: Fault) -> str:
-    """The module's text with the fault in it. Raises `AnchorError` unless the anchor occurs exactly once."""
+    """The module's text with the fault in it. Raises `AnchorError` unless the anchor occurs exactly once, or in its span."""
     path = source_of(fault.module)
     text = path.read_text(encoding="utf-8")
+    if fault.span is not None:
+        start, end = fault.span.offsets(text)
+        if text[start:end] != fault.find:
+            raise AnchorError(
+                f"fault {fault.id}: got {text[start:end]!r} at line {fault.span.line} of {path}, expected {fault.find!r};"
+                " the source has changed since the fault was generated: generate it again"
+            )
+        return text[:start] + fault.replace + text[end:]
     count = text.count(fault.find)
     if count != 1:
         first = fault.find.strip().splitlines()[0]
@@ -69,7 +81,8 @@ def write(fault: Fault, folder: Path) -> str:
 def injected(fault: Fault, folder: Path) -> Iterator[str]:
     """The target of the changed subject, importable here and in processes started from here while the body runs.
 
-    Raises ValueError when the subject does not import the changed module: the fault would change nothing.
+    Raises `ImportFailure` when the changed package cannot be imported, and ValueError when the subject does not import the
+    changed module: the fault would change nothing.
     """
     target = write(fault, folder)
     search = os.environ.get("PYTHONPATH")
@@ -77,7 +90,10 @@ def injected(fault: Fault, folder: Path) -> Iterator[str]:
     os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), *([search] if search else [])])
     importlib.invalidate_caches()
     try:
-        importlib.import_module(target.partition(":")[0])
+        try:
+            importlib.import_module(target.partition(":")[0])
+        except Exception as error:
+            raise ImportFailure(f"fault {fault.id}: {type(error).__name__} at import: {error}") from error
         changed = alias(fault) + fault.module.removeprefix(fault.module.partition(".")[0])
         if changed not in sys.modules:
             raise ValueError(

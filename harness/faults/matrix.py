@@ -18,7 +18,16 @@ from harness.faults.trial import Settings, Verdict
 SCHEMA_VERSION = 1
 #: Columns of a terminal that has room for the smallest batch beside the rest; the JSON always has it.
 WIDE = 130
-_STYLES = {"killed": "green", "survived": "bold red", "error": "bold yellow", "unseen": "dim"}
+_STYLES = {
+    "killed": "green",
+    "survived": "bold red",
+    "error": "bold yellow",
+    "invalid": "dim",
+    "equivalent": "dim",
+    "unseen": "dim",
+}
+#: What says nothing about the gate, so it is listed and counted apart.
+APART = ("invalid", "equivalent", "unseen")
 
 
 def exit_status(verdicts: Sequence[Verdict]) -> int:
@@ -30,13 +39,13 @@ def summary(verdicts: Sequence[Verdict]) -> dict[str, Any]:
     """Counts, the score killed ÷ all that this tier can see, and the seconds of the kills."""
     counts = Counter(v.status for v in verdicts)
     seconds = [v.seconds for v in verdicts if v.status == "killed"]
-    visible = len(verdicts) - counts["unseen"]
+    visible = len(verdicts) - sum(counts[status] for status in APART)
     return {
         "faults": len(verdicts),
         "killed": counts["killed"],
         "survived": counts["survived"],
         "error": counts["error"],
-        "unseen": counts["unseen"],
+        **{status: counts[status] for status in APART},
         "score": counts["killed"] / visible if visible else None,
         "median_seconds": median(seconds) if seconds else None,
         "slowest_seconds": max(seconds, default=None),
@@ -76,7 +85,8 @@ def show(console: Console, verdicts: Sequence[Verdict]) -> None:
 
 def _table(operator: str, verdicts: Sequence[Verdict], *, words: bool) -> Table:
     table = Table(title=operator, title_justify="left", box=None, pad_edge=False, header_style="dim", expand=words)
-    table.add_column("fault", no_wrap=True)
+    # Where there is no room, the id of a generated fault is what is folded.
+    table.add_column("fault", overflow="fold")
     table.add_column("verdict", no_wrap=True)
     table.add_column("by property", no_wrap=True)
     table.add_column("symptom", no_wrap=True)
@@ -84,19 +94,24 @@ def _table(operator: str, verdicts: Sequence[Verdict], *, words: bool) -> Table:
     if words:
         table.add_column("smallest batch", style="dim", no_wrap=True, overflow="ellipsis", ratio=1)
     for v in verdicts:
-        seconds = "" if v.status == "unseen" else f"{v.seconds:.1f}"
+        seconds = "" if v.status in APART else f"{v.seconds:.1f}"
         cells = [v.fault.id, f"[{_STYLES[v.status]}]{v.status}[/]", v.property, v.symptom, seconds]
-        table.add_row(*cells, *([escape(v.sentence or v.fault.reason)] if words else []))
+        table.add_row(*cells, *([escape(v.sentence or v.fault.equivalent or v.fault.reason)] if words else []))
     return table
 
 
 def conclusion(verdicts: Sequence[Verdict], wall_seconds: float, device: str) -> str:
     """The run in one sentence."""
     s = summary(verdicts)
-    visible = s["faults"] - s["unseen"]
+    visible = s["faults"] - sum(s[status] for status in APART)
     text = f"{s['killed']} of {visible} faults killed on {device} in {wall_seconds:.0f} s"
     if s["median_seconds"] is not None:
         text += f"; median {s['median_seconds']:.1f} s to the kill, slowest {s['slowest_seconds']:.1f} s"
-    if s["unseen"]:
-        text += f"; {s['unseen']} cannot be seen here"
+    for status, words in (
+        ("unseen", "cannot be seen here"),
+        ("equivalent", "proven equivalent"),
+        ("invalid", "not valid"),
+    ):
+        if s[status]:
+            text += f"; {s[status]} {words}"
     return text

@@ -1,4 +1,4 @@
-"""The catalogue: planted faults as data, one YAML file an operator.
+"""What a planted fault is, and the catalogue: faults as data, one YAML file an operator.
 
 A file holds ``operator``, ``subject`` (``module:function``, the default of its faults) and ``faults``, a list of
 entries with the fields of `Fault`. An entry may name another ``subject`` or ``module``; without one the changed module
@@ -7,8 +7,9 @@ is the subject's own.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,36 @@ from harness import operators
 CATALOGUE = Path(__file__).with_name("catalogue")
 TIERS = ("cpu", "cuda")
 OWN = "own"
+CATALOGUED, GENERATED = "catalogue", "generated"
 _REQUIRED = {"id", "source", "wrong", "find", "replace"}
 _KNOWN = _REQUIRED | {"subject", "module", "tiers", "reason"}
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of a text: lines count from 1, columns are characters from 0, the end is the first one behind it."""
+
+    line: int
+    column: int
+    end_line: int
+    end_column: int
+
+    @classmethod
+    def between(cls, text: str, start: int, end: int) -> Span:
+        """The span from offset ``start`` to offset ``end``."""
+        places = [
+            (text.count("\n", 0, offset) + 1, offset - text.rfind("\n", 0, offset) - 1) for offset in (start, end)
+        ]
+        return cls(*places[0], *places[1])
+
+    def offsets(self, text: str) -> tuple[int, int]:
+        """Where it begins and ends in ``text``; both at the text's end where that has no such line."""
+        starts = [0, *(match.end() for match in re.finditer("\n", text))]
+        start, end = (
+            starts[line - 1] + column if line <= len(starts) else len(text)
+            for line, column in ((self.line, self.column), (self.end_line, self.end_column))
+        )
+        return start, end
 
 
 @dataclass(frozen=True)
@@ -29,8 +58,10 @@ class Fault:
 
     source: the public thread or commit of the fault that this one re-creates, or ``own``. wrong: what goes wrong, in a
     sentence. operator: whose properties must find it. subject: ``module:function`` that they run. module: whose source
-    is changed, the subject's own or one that it imports. find, replace: the change; ``find`` must occur exactly once.
-    tiers: where the fault can be seen; reason: why not on the others.
+    is changed, the subject's own or one that it imports. find, replace: the change; ``find`` must occur exactly once,
+    or, where there is a ``span``, exactly there: so a generated fault says which of many like places it changes.
+    tiers: where the fault can be seen; reason: why not on the others. equivalent: the proof that no caller can tell the
+    change, if there is one; the fault is then no fault, and is not run.
     """
 
     id: str
@@ -43,6 +74,8 @@ class Fault:
     replace: str
     tiers: tuple[str, ...] = TIERS
     reason: str = ""
+    span: Span | None = None
+    equivalent: str = ""
 
     def __post_init__(self) -> None:
         operators.get(self.operator)
@@ -65,6 +98,24 @@ class Fault:
     @property
     def historical(self) -> bool:
         return self.source != OWN
+
+    @property
+    def kind(self) -> str:
+        return CATALOGUED if self.span is None else GENERATED
+
+    @property
+    def file_name(self) -> str:
+        """The id, without what a file's name had better not have."""
+        return re.sub(r"[^\w.-]", "-", self.id)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "kind": self.kind}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Fault:
+        fields = {name: value for name, value in data.items() if name != "kind"}
+        span = Span(**fields["span"]) if fields["span"] else None
+        return cls(**{**fields, "tiers": tuple(fields["tiers"]), "span": span})
 
 
 def load(folder: Path = CATALOGUE) -> list[Fault]:
@@ -118,7 +169,7 @@ def select(faults: Iterable[Fault], chosen_operators: Iterable[str] = (), ids: I
         operators.get(name)
     unknown = wanted - {fault.id for fault in faults}
     if unknown:
-        raise ValueError(f"--fault: got {', '.join(sorted(unknown))}, which the catalogue does not have")
+        raise ValueError(f"--fault: got {', '.join(sorted(unknown))}, which are no faults here")
     return [
         fault
         for fault in faults

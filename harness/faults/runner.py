@@ -37,8 +37,10 @@ def run(faults: Iterable[Fault], settings: Settings, *, workers: int, listener: 
         injection.changed_source(fault)
     shutil.rmtree(settings.folder, ignore_errors=True)
     settings.folder.mkdir(parents=True)
-    waiting = [f for f in faults if settings.device in f.tiers]
-    verdicts = {f.id: Verdict(f, "unseen", message=f.reason) for f in faults if settings.device not in f.tiers}
+    verdicts = {f.id: Verdict(f, "equivalent", message=f.equivalent) for f in faults if f.equivalent}
+    unseen = [f for f in faults if settings.device not in f.tiers and f.id not in verdicts]
+    verdicts |= {f.id: Verdict(f, "unseen", message=f.reason) for f in unseen}
+    waiting = [f for f in faults if f.id not in verdicts]
     for verdict in verdicts.values():
         listener(verdict)
     running: dict[int, tuple[Fault, ForkServerProcess, float]] = {}
@@ -87,7 +89,7 @@ def _finish(fault: Fault, process: ForkServerProcess, settings: Settings, second
         return Verdict(
             fault, "survived", total_seconds=seconds, notes=[f"ended after {seconds:.0f} s without an answer"]
         )
-    _, stack = inflight.read(settings.folder / "inflight", fault.id)
+    _, stack = inflight.read(settings.folder / "inflight", fault.file_name)
     if "Timeout" in stack:
         symptom, message = "hung", f"a case gave no answer within {trial.CASE_TIMEOUT:g} s"
     elif stack.startswith(trial.DEVICE_LOST):

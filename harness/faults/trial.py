@@ -19,7 +19,7 @@ from harness.cell import Cell, CellResult
 from harness.execution import DeviceLost, device_lost
 from harness.failure import Failure, FailureRecord
 from harness.faults import injection, schedule
-from harness.faults.model import Fault
+from harness.faults.model import GENERATED, Fault
 
 #: Seconds after which one case counts as hung.
 CASE_TIMEOUT = 20.0
@@ -48,8 +48,9 @@ class Settings:
 class Verdict:
     """What became of a fault.
 
-    status: ``killed``, ``survived``, ``unseen`` (this tier cannot see it) or ``error``. seconds: from the start of the
-    trial to the first failing case; cases: judged until then, over all properties.
+    status: ``killed``, ``survived``, ``unseen`` (this tier cannot see it), ``equivalent`` (proven to change nothing),
+    ``invalid`` (generated, and neither Python nor a kernel) or ``error``. seconds: from the start of the trial to the
+    first failing case; cases: judged until then, over all properties.
     """
 
     fault: Fault
@@ -66,8 +67,8 @@ class Verdict:
     notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        data = asdict(self)
-        return {**data.pop("fault"), **data}
+        data = {name: value for name, value in asdict(self).items() if name != "fault"}
+        return {**self.fault.to_json(), **data}
 
     def save(self, path: Path) -> None:
         """Whole or not at all: the parent reads it when this process is gone, however it went."""
@@ -78,8 +79,7 @@ class Verdict:
     @classmethod
     def load(cls, path: Path) -> Verdict:
         data = json.loads(path.read_text(encoding="utf-8"))
-        fault = data.pop("fault")
-        return cls(Fault(**{**fault, "tiers": tuple(fault["tiers"])}), **data)
+        return cls(Fault.from_json(data.pop("fault")), **data)
 
 
 class TrialCell(Cell):
@@ -94,27 +94,34 @@ class TrialCell(Cell):
 
 
 def verdict_path(settings: Settings, fault: Fault) -> Path:
-    return settings.folder / f"{fault.id}.json"
+    return settings.folder / f"{fault.file_name}.json"
 
 
 def main(fault: Fault, settings: Settings) -> None:
     """The child process: a trial whose verdict goes to disk, and whose chatter goes to a log beside it."""
-    log = (settings.folder / f"{fault.id}.log").open("w")
+    log = (settings.folder / f"{fault.file_name}.log").open("w")
     os.dup2(log.fileno(), sys.stdout.fileno() if _real(sys.stdout) else 1)
     os.dup2(log.fileno(), sys.stderr.fileno() if _real(sys.stderr) else 2)
     torch.set_num_threads(1)
-    inflight.start(settings.folder / "inflight", fault.id, CASE_TIMEOUT)
+    inflight.start(settings.folder / "inflight", fault.file_name, CASE_TIMEOUT)
     start = time.perf_counter()
     try:
         interpreter.repair()
-        with injection.injected(fault, settings.folder / "packages" / fault.id) as target:
+        with injection.injected(fault, settings.folder / "packages" / fault.file_name) as target:
             verdict = run(fault, target, settings)
+    except injection.ImportFailure:
+        verdict = Verdict(fault, _unusable(fault), message=traceback.format_exc())
     except Exception:  # noqa: BLE001 - an error of the harness is a verdict too: nothing was proved
         verdict = Verdict(fault, "error", message=traceback.format_exc())
     inflight.unwatch()
     verdict.total_seconds = time.perf_counter() - start
     verdict.seconds = verdict.seconds or verdict.total_seconds
     verdict.save(verdict_path(settings, fault))
+
+
+def _unusable(fault: Fault) -> str:
+    """Someone wrote a catalogued fault, and must correct it; a generated one is one mutation too many, no more."""
+    return "invalid" if fault.kind == GENERATED else "error"
 
 
 def _real(stream: Any) -> bool:
@@ -142,7 +149,8 @@ def run(fault: Fault, target: str, settings: Settings) -> Verdict:
         if result.failure is None:
             continue
         if result.failure.symptom == "raised" and any(name in result.failure.message for name in INVALID):
-            verdict.status, verdict.message = "error", f"the fault is no valid kernel: {result.failure.message}"
+            verdict.status = _unusable(fault)
+            verdict.message = f"the fault is no valid kernel: {result.failure.message}"
             break
         if _holds_without(fault, planned, result):
             return _killed(verdict, result.failure, cell.first_failure_at - start)
@@ -178,7 +186,7 @@ def _holds_without(fault: Fault, planned: schedule.Planned, result: CellResult) 
 
 def of_death(fault: Fault, settings: Settings, symptom: str, message: str) -> Verdict:
     """The verdict on a fault whose process died: killed, by the case that was running, unless there was none."""
-    entry, stack = inflight.read(settings.folder / "inflight", fault.id)
+    entry, stack = inflight.read(settings.folder / "inflight", fault.file_name)
     if entry is None:
         return Verdict(fault, "error", message=f"{message}, before its first case")
     operator = operators.get(entry["spec"]["operator"])
