@@ -24,7 +24,8 @@ from references.gdn_chunked import gdn_chunked
 CHUNKS = (16, 32, 64, 128)
 #: The interpreter takes 20 to 30 ms for a chunk of one head.
 CPU_TOKENS = 150
-CPU_HEADS = [(1, 1), (1, 2), (2, 1), (1, 3), (2, 2), (1, 4)]
+#: (H, HV / H). Of these only two heads with two value heads each tell how heads are mapped.
+CPU_HEADS = [(1, 1), (2, 2), (1, 2), (2, 1), (2, 2), (1, 3), (1, 4)]
 BETAS = ["random", "random", "one", "zero", "near one"]
 
 
