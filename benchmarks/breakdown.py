@@ -6,14 +6,11 @@ Times of kernels that run one after another, without the gaps between them: thei
 from __future__ import annotations
 
 import re
-import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
-from benchmarks.timing import Call
+from benchmarks.timing import Call, device_events
 
 CALLS = 6
 NAME_LENGTH = 96
@@ -32,15 +29,8 @@ class Kernel:
 
 def kernels(calls: Sequence[Call]) -> list[Kernel]:
     """What one call runs on the device, longest first. `calls` must have run before: they compile and tune."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the profiler's notices about its own cycles
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-            for index in range(CALLS):
-                calls[index % len(calls)]()
-            torch.cuda.synchronize()
-        on_device = [event for event in profile.events() if str(event.device_type).endswith("CUDA")]
     times = defaultdict(list)
-    for event in on_device:
+    for event in device_events(*(calls[index % len(calls)] for index in range(CALLS))):
         times[short(event.name)].append(event.time_range.elapsed_us())
     found = [Kernel(name, len(each) / CALLS, sum(each) / CALLS) for name, each in times.items()]
     return sorted(found, key=lambda kernel: -kernel.device_us)

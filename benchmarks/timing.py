@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -78,13 +79,18 @@ def capture(calls: Sequence[Call]) -> torch.cuda.CUDAGraph:
 
 
 def count_launches(call: Call) -> int | None:
+    return len(device_events(call)) or None
+
+
+def device_events(*calls: Call) -> list[Any]:
+    """The profiler's events of what these calls put on the device: kernels, copies and fills."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the profiler's notices about its own cycles
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-            call()
+            for call in calls:
+                call()
             torch.cuda.synchronize()
-        on_device = [event for event in profile.events() if str(event.device_type).endswith("CUDA")]
-    return len(on_device) or None
+        return [event for event in profile.events() if str(event.device_type).endswith("CUDA")]
 
 
 def time_host(call: Call, samples: int = 50) -> Timing:

@@ -24,7 +24,7 @@ import torch
 import triton
 import triton.language as tl
 
-from . import checks
+from . import checks, functions
 
 
 class Tile(NamedTuple):
@@ -53,24 +53,6 @@ _UPDATE_CPU = Tile(rows=16, steps=1, block_d=1024, num_warps=4)
 
 
 @triton.jit
-def _silu(u, PTX: tl.constexpr):
-    """u * sigmoid(u) in float32.
-
-    On NVIDIA the two special functions are named directly: Triton's exp and division wrap them in range checks for
-    subnormal results, which cost more than the convolution and change nothing here (a sigmoid below 2^-126 becomes zero
-    either way).
-    """
-    if PTX:
-        e = tl.inline_asm_elementwise(
-            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [u * -1.4426950408889634], dtype=tl.float32, is_pure=True, pack=1
-        )
-        return u * tl.inline_asm_elementwise(
-            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [1.0 + e], dtype=tl.float32, is_pure=True, pack=1
-        )
-    return u / (1.0 + tl.exp(-u))
-
-
-@triton.jit
 def _convolve(bias, w3, w2, w1, w0, z3, z2, z1, z0, WIDTH: tl.constexpr, SILU: tl.constexpr, PTX: tl.constexpr):
     """act(bias + sum of taps) in float32; w0/z0 belong to the current token, w3/z3 to the one three tokens earlier.
 
@@ -85,7 +67,7 @@ def _convolve(bias, w3, w2, w1, w0, z3, z2, z1, z0, WIDTH: tl.constexpr, SILU: t
     acc = tl.fma(w1, z1, acc)
     acc = tl.fma(w0, z0, acc)
     if SILU:
-        acc = _silu(acc, PTX)
+        acc = functions.silu(acc, PTX)
     return acc
 
 
@@ -425,8 +407,8 @@ def conv_prefill(
     checks.check_tensor(
         "has_initial_state", has_initial_state, shape=("N",), dtypes=(torch.bool,), device=x.device, dims=dims
     )
-    _check_packed("cu_seqlens", cu_seqlens)
-    _check_packed("has_initial_state", has_initial_state)
+    checks.check_contiguous("cu_seqlens", cu_seqlens)
+    checks.check_contiguous("has_initial_state", has_initial_state)
     if max_seqlen is not None:
         checks.check_int("max_seqlen", max_seqlen, 0)
     _check_values(cu_seqlens, state_indices, conv_state.shape[0], tokens, max_seqlen)
@@ -458,13 +440,13 @@ def conv_prefill(
             WIDTH=weight.shape[1],
             HAS_BIAS=bias is not None,
             SILU=activation == "silu",
-            PTX=_has_ptx(x),
+            PTX=functions.has_ptx(x),
             ROWS=tile.rows,
             STEPS=tile.steps,
             BLOCK_D=block_d,
             SEARCH=tile.search,
             num_warps=tile.num_warps,
-            maxnreg=tile.max_registers if _has_ptx(x) else None,
+            maxnreg=tile.max_registers if functions.has_ptx(x) else None,
         )
     return y
 
@@ -521,7 +503,7 @@ def conv_update(
             WIDTH=weight.shape[1],
             HAS_BIAS=bias is not None,
             SILU=activation == "silu",
-            PTX=_has_ptx(x),
+            PTX=functions.has_ptx(x),
             ROWS=tile.rows,
             BLOCK_D=block_d,
             num_warps=tile.num_warps,
@@ -531,11 +513,6 @@ def conv_update(
 
 _ACTIVATION_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _INDEX_DTYPES = (torch.int32, torch.int64)
-
-
-def _has_ptx(x: torch.Tensor) -> bool:
-    """Whether the kernel is compiled to PTX, for the two things that only NVIDIA's back end knows."""
-    return x.device.type == "cuda" and torch.version.hip is None and not triton.knobs.runtime.interpret
 
 
 def _check_layer(
@@ -552,19 +529,12 @@ def _check_layer(
         raise checks.fail("weight", f"{dims['W']} taps", "2, 3 or 4 taps", "this kernel has no wider window")
     if bias is not None:
         checks.check_tensor("bias", bias, shape=("D",), dtypes=_ACTIVATION_DTYPES, device=x.device, dims=dims)
-        _check_packed("bias", bias)
+        checks.check_contiguous("bias", bias)
     state_shape = (None, dims["D"], dims["W"] - 1)
     checks.check_tensor("conv_state", conv_state, shape=state_shape, dtypes=_ACTIVATION_DTYPES, device=x.device)
     if activation not in ("silu", None):
         raise checks.fail("activation", repr(activation), '"silu" or None', "apply other activations afterwards")
-    if x.device.type != "cuda" and not triton.knobs.runtime.interpret:
-        advice = "move the tensors to a GPU, or set TRITON_INTERPRET=1 before the first import"
-        raise checks.fail("x", f"device {x.device}", "a CUDA device", advice)
-
-
-def _check_packed(name: str, tensor: torch.Tensor) -> None:
-    if tensor.shape[0] > 1 and tensor.stride(0) != 1:
-        raise checks.fail(name, f"stride {tensor.stride(0)}", "a contiguous tensor", f"pass {name}.contiguous()")
+    checks.check_runnable("x", x)
 
 
 def _check_values(
@@ -573,11 +543,8 @@ def _check_values(
     """Strict mode only, because it reads the device."""
     if not checks.check_strict():
         return
-    checks.check_cu_seqlens(cu_seqlens, None)
+    checks.check_cu_seqlens(cu_seqlens, tokens, tokens_in="x")
     checks.check_slots(state_indices, slots)
-    starts = cu_seqlens.tolist()
-    if starts[-1] > tokens:
-        raise checks.fail("cu_seqlens", f"last value {starts[-1]}", f"at most {tokens} tokens", "pass all tokens in x")
-    longest = max((end - start for start, end in pairwise(starts)), default=0)
+    longest = max((end - start for start, end in pairwise(cu_seqlens.tolist())), default=0)
     if max_seqlen is not None and max_seqlen < longest:
         raise checks.fail("max_seqlen", max_seqlen, f"at least {longest}", "pass the longest length, or None")

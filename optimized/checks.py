@@ -1,8 +1,8 @@
 """Argument checks shared by the operators: one wording, raised before anything is written.
 
-Two kinds.  *Shape checks* (``check_tensor``, ``check_int``) look only at what the host knows already (shape, dtype,
-device) and always run.  *Value checks* (``check_slots``, ``check_cu_seqlens``) must read the tensors' values, which on
-CUDA is a host sync, so they do nothing unless ``SLUICEGATE_STRICT=1``; the variable is read at every call.
+Two kinds.  *Shape checks* look only at what the host knows already (shape, strides, dtype, device) and always run.
+*Value checks* (``check_slots``, ``check_cu_seqlens``) must read the tensors' values, which on CUDA is a host sync, so they
+do nothing unless ``SLUICEGATE_STRICT=1``; the variable is read at every call.
 
 Every failure is a ``ValueError`` of the form ``argument: got ..., expected ...; what to do``.
 """
@@ -14,6 +14,7 @@ import os
 from collections.abc import Sequence
 
 import torch
+import triton
 
 Dim = int | str | None
 """One expected dimension: a fixed size, the name of a size that must agree between arguments, or None for any size."""
@@ -85,6 +86,38 @@ def check_int(name: str, value: object, minimum: int) -> None:
         raise fail(name, value, f"an int >= {minimum}", "pass a larger value")
 
 
+def check_contiguous(name: str, vector: torch.Tensor) -> None:
+    """Check that a vector's elements are neighbours in memory; ValueError otherwise."""
+    if vector.shape[0] > 1 and vector.stride(0) != 1:
+        raise fail(name, f"stride {vector.stride(0)}", "a contiguous tensor", f"pass {name}.contiguous()")
+
+
+def check_runnable(name: str, tensor: torch.Tensor) -> None:
+    """Check that a kernel can run where ``tensor`` lies: on a GPU, or in the interpreter; ValueError otherwise."""
+    if tensor.device.type != "cuda" and not triton.knobs.runtime.interpret:
+        advice = "move the tensors to a GPU, or set TRITON_INTERPRET=1 before the first import"
+        raise fail(name, f"device {tensor.device}", "a CUDA device", advice)
+
+
+def check_scale(scale: object) -> None:
+    """Check that an output's ``scale`` is a Python number or None (the operator's default); ValueError otherwise."""
+    if scale is not None and (isinstance(scale, bool) or not isinstance(scale, (int, float))):
+        raise fail("scale", f"{type(scale).__name__} {scale!r}", "a float or None", "pass a plain Python number")
+
+
+def check_heads(dims: dict[str, int], largest: int) -> None:
+    """Check the dims H, K of ``q`` and HV, V of ``v``: HV a multiple of H, head dims from 1 to ``largest``.
+
+    Raises:
+        ValueError: naming ``v`` or ``q``.
+    """
+    if dims["H"] == 0 or dims["HV"] % dims["H"] != 0:
+        raise fail("v", f"{dims['HV']} value heads", f"a multiple of {dims['H']} heads", "pass HV a multiple of H")
+    for name, argument, dim in (("K", "q", dims["K"]), ("V", "v", dims["V"])):
+        if not 1 <= dim <= largest:
+            raise fail(argument, f"{name} = {dim}", f"1 to {largest}", "this kernel keeps a head's keys whole")
+
+
 def check_slots(state_indices: torch.Tensor, num_slots: int, *, name: str = "state_indices") -> None:
     """Strict mode only: every slot below ``num_slots``, no slot twice among the active (non-negative) rows.
 
@@ -105,8 +138,10 @@ def check_slots(state_indices: torch.Tensor, num_slots: int, *, name: str = "sta
         raise fail(name, f"slot {twice} in rows {rows}", "no slot twice among active rows", advice)
 
 
-def check_cu_seqlens(cu_seqlens: torch.Tensor, total: int | None, *, name: str = "cu_seqlens") -> None:
-    """Strict mode only: starts at 0, never decreases, ends at ``total`` (None: any end)."""
+def check_cu_seqlens(
+    cu_seqlens: torch.Tensor, tokens: int | None, *, tokens_in: str = "", name: str = "cu_seqlens"
+) -> None:
+    """Strict mode only: starts at 0, never decreases, ends at ``tokens``, those in ``tokens_in``, or before (None: any end)."""
     if not check_strict():
         return
     starts = cu_seqlens.tolist()
@@ -116,8 +151,8 @@ def check_cu_seqlens(cu_seqlens: torch.Tensor, total: int | None, *, name: str =
         if end < start:
             got = f"{start} then {end} at positions {row} and {row + 1}"
             raise fail(name, got, "values that never decrease", "pass the cumulative sum of non-negative lengths")
-    if total is not None and starts[-1] != total:
-        raise fail(name, f"last value {starts[-1]}", f"{total} tokens", "end with the number of packed tokens")
+    if tokens is not None and starts[-1] > tokens:
+        raise fail(name, f"last value {starts[-1]}", f"at most {tokens} tokens", f"pass all tokens in {tokens_in}")
 
 
 def _describe(shape: Sequence[Dim], bound: dict[str, int]) -> str:

@@ -20,7 +20,7 @@ import torch
 import triton
 import triton.language as tl
 
-from . import checks
+from . import checks, functions
 
 
 class Tile(NamedTuple):
@@ -37,18 +37,10 @@ _GPU_TILES = {4: (2048, 4), 2: (2048, 1)}
 
 
 @triton.jit
-def _log1p(e):
-    """log(1 + e), exact for small e too: the rounding of 1 + e is divided out again."""
-    u = 1.0 + e
-    near = u == 1.0
-    return tl.where(near, e, tl.log(u) * (e / tl.where(near, 1.0, u - 1.0)))
-
-
-@triton.jit
 def _gates(a, b, A_log, dt_bias):
     """Decay factor exp(g) and beta of one head, all float32. Written so that no intermediate overflows."""
     x = a + dt_bias
-    softplus = tl.where(x > 20.0, x, _log1p(tl.exp(tl.minimum(x, 20.0))))
+    softplus = tl.where(x > 20.0, x, functions.log1p(tl.exp(tl.minimum(x, 20.0))))
     decay = tl.exp(-tl.exp(A_log) * softplus)
     e = tl.exp(-tl.abs(b))
     beta = tl.where(b >= 0.0, 1.0, e) / (1.0 + e)
@@ -183,10 +175,9 @@ def gdn_decode(
         ValueError: wrong shape, dtype or device, before anything is written; with SLUICEGATE_STRICT=1 also wrong slots.
     """
     _check(q, k, v, a, b, A_log, dt_bias, state, state_indices)
+    checks.check_scale(scale)
     if scale is None:
         scale = q.shape[2] ** -0.5
-    elif isinstance(scale, bool) or not isinstance(scale, (int, float)):
-        raise checks.fail("scale", f"{type(scale).__name__} {scale!r}", "a float or None", "pass a plain Python number")
 
     batch, num_value_heads, value_dim = v.shape
     _, num_heads, key_dim = q.shape
@@ -251,19 +242,10 @@ def _check(
         checks.check_tensor(name, gate, shape=("B", "HV"), dtypes=_FLOATS, **same)
     for name, parameter in (("A_log", A_log), ("dt_bias", dt_bias)):
         checks.check_tensor(name, parameter, shape=("HV",), dtypes=_FLOATS, **same)
-        if parameter.shape[0] > 1 and parameter.stride(0) != 1:
-            got = f"stride {parameter.stride(0)}"
-            raise checks.fail(name, got, "a contiguous tensor", f"pass {name}.contiguous()")
+        checks.check_contiguous(name, parameter)
     checks.check_tensor("state", state, shape=("slots", "HV", "V", "K"), dtypes=_FLOATS, **same)
     checks.check_tensor("state_indices", state_indices, shape=("B",), dtypes=(torch.int32, torch.int64), **same)
-    if dims["H"] == 0 or dims["HV"] % dims["H"] != 0:
-        raise checks.fail(
-            "v", f"{dims['HV']} value heads", f"a multiple of {dims['H']} heads", "pass HV a multiple of H"
-        )
-    for name, argument, dim in (("K", "q", dims["K"]), ("V", "v", dims["V"])):
-        if not 1 <= dim <= _LARGEST_HEAD_DIM:
-            advice = "this kernel keeps a head's keys whole"
-            raise checks.fail(argument, f"{name} = {dim}", f"1 to {_LARGEST_HEAD_DIM}", advice)
+    checks.check_heads(dims, _LARGEST_HEAD_DIM)
     for name, view in (("q", q), ("k", k), ("v", v), ("a", a), ("b", b)):
         # Offsets inside a row are 32-bit in the kernel: 64-bit ones cost a single row 8 % of its time on an H100.
         span = sum((size - 1) * stride for size, stride in zip(view.shape[1:], view.stride()[1:], strict=True))
@@ -271,7 +253,5 @@ def _check(
             raise checks.fail(
                 name, f"strides {view.stride()}", "rows within 2^31 elements", f"pass {name}.contiguous()"
             )
-    if q.device.type != "cuda" and not triton.knobs.runtime.interpret:
-        advice = "move the tensors to a GPU, or set TRITON_INTERPRET=1 before the first import"
-        raise checks.fail("q", f"device {q.device}", "a CUDA device", advice)
+    checks.check_runnable("q", q)
     checks.check_slots(state_indices, dims["slots"])

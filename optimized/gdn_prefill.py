@@ -27,7 +27,7 @@ import torch
 import triton
 import triton.language as tl
 
-from . import checks
+from . import checks, functions
 from .gdn_prefill_kernels import ROWS, factors_kernel, recurrence_kernel
 
 #: No table entry has a longer chunk, and each divides it: a sequence may be cut and resumed at its multiples without
@@ -130,10 +130,9 @@ def gdn_prefill(
         ValueError: wrong shape, dtype or device, before anything is written; with SLUICEGATE_STRICT=1 also wrong values.
     """
     _check(q, k, v, g, beta, state, cu_seqlens, state_indices, has_initial_state)
+    checks.check_scale(scale)
     if scale is None:
         scale = q.shape[2] ** -0.5
-    elif isinstance(scale, bool) or not isinstance(scale, (int, float)):
-        raise checks.fail("scale", f"{type(scale).__name__} {scale!r}", "a float or None", "pass a plain Python number")
 
     tokens, value_heads, value_dim = v.shape
     heads, key_dim = q.shape[1:]
@@ -189,7 +188,7 @@ def gdn_prefill(
             SOLVE=tl.float16 if v.dtype == torch.bfloat16 else tl.float32,
             SOLVE_PRODUCTS="ieee" if exact else "tf32x3",
             EXACT=exact,
-            PTX=v.device.type == "cuda" and torch.version.hip is None,
+            PTX=functions.has_ptx(v),
             num_warps=launch.factor_warps,
             **common,
         )
@@ -262,18 +261,9 @@ def _check(
     checks.check_tensor("state_indices", state_indices, shape=("N",), dtypes=_INDICES, **same)
     checks.check_tensor("cu_seqlens", cu_seqlens, shape=(dims["N"] + 1,), dtypes=_INDICES, device=q.device)
     checks.check_tensor("has_initial_state", has_initial_state, shape=("N",), dtypes=(torch.bool,), **same)
-    for name, vector in (("cu_seqlens", cu_seqlens), ("has_initial_state", has_initial_state)):
-        if vector.shape[0] > 1 and vector.stride(0) != 1:
-            got = f"stride {vector.stride(0)}"
-            raise checks.fail(name, got, "a contiguous tensor", f"pass {name}.contiguous()")
-    if dims["H"] == 0 or dims["HV"] % dims["H"] != 0:
-        raise checks.fail(
-            "v", f"{dims['HV']} value heads", f"a multiple of {dims['H']} heads", "pass HV a multiple of H"
-        )
-    for name, argument, dim in (("K", "q", dims["K"]), ("V", "v", dims["V"])):
-        if not 1 <= dim <= _LARGEST_HEAD_DIM:
-            advice = "this kernel keeps a head's keys whole"
-            raise checks.fail(argument, f"{name} = {dim}", f"1 to {_LARGEST_HEAD_DIM}", advice)
+    checks.check_contiguous("cu_seqlens", cu_seqlens)
+    checks.check_contiguous("has_initial_state", has_initial_state)
+    checks.check_heads(dims, _LARGEST_HEAD_DIM)
     for name, view in (("q", q), ("k", k), ("v", v)):
         # Offsets inside a chunk are 32-bit in the kernel.
         span = LONGEST_CHUNK * view.stride(0) + sum(
@@ -286,11 +276,6 @@ def _check(
                 f"{LONGEST_CHUNK} tokens within 2^31 elements",
                 f"pass {name}.contiguous()",
             )
-    if q.device.type != "cuda" and not triton.knobs.runtime.interpret:
-        advice = "move the tensors to a GPU, or set TRITON_INTERPRET=1 before the first import"
-        raise checks.fail("q", f"device {q.device}", "a CUDA device", advice)
-    checks.check_cu_seqlens(cu_seqlens, None)
-    if checks.check_strict() and int(cu_seqlens[-1]) > dims["T"]:
-        got = f"last value {int(cu_seqlens[-1])}"
-        raise checks.fail("cu_seqlens", got, f"at most {dims['T']} tokens", "pass all tokens in q, k and v")
+    checks.check_runnable("q", q)
+    checks.check_cu_seqlens(cu_seqlens, dims["T"], tokens_in="q, k and v")
     checks.check_slots(state_indices, dims["slots"])

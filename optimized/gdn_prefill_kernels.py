@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from . import functions
+
 # Rows of a chunk's scalings [ROWS, C]: factors of what the keys recall, of the corrections as they enter the state, of
 # what the queries read; exp(G_last), repeated; powers of two by which keys are brought near length 1 beforehand, if they are.
 RECALL = tl.constexpr(0)
@@ -66,28 +68,6 @@ def _unit_lower_inverse(A, C: tl.constexpr, SOLVE: tl.constexpr, PRODUCTS: tl.co
         product = tl.dot(tl.dot(half, A, input_precision=PRODUCTS).to(SOLVE), half, input_precision=PRODUCTS)
         T = tl.where(((i ^ j) >> level) == 1, -product, T)
     return T
-
-
-@triton.jit
-def _exp(x, PTX: tl.constexpr):
-    """exp(x), zero where that is subnormal. On NVIDIA the instruction is named: Triton's exp wraps it in range checks."""
-    if PTX:
-        return tl.inline_asm_elementwise(
-            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x * 1.4426950408889634], dtype=tl.float32, is_pure=True, pack=1
-        )
-    return tl.exp(x)
-
-
-@triton.jit
-def _unbiased_exp(x):
-    """exp(x) of a scalar x <= 0. Near zero, where a state goes through many such factors, by its series.
-
-    The instruction's error of an ulp or two lies on one side for a stretch of x, and would add up.
-    """
-    series = 1.0 + x / 9.0
-    for n in tl.static_range(8, 0, -1):
-        series = 1.0 + x * series / n
-    return tl.where(x > -0.5, series, tl.exp(x))
 
 
 # Gates are few. Not looking at their alignment keeps one order of their sums for all views; q and k go through matrix
@@ -185,7 +165,7 @@ def factors_kernel(
     else:
         between = tl.minimum(G[:, None] - G[None, :], 0.0)
         to_end = last - G
-    decay = _exp(between, PTX) * rk_j[None, :]
+    decay = functions.exp(between, PTX) * rk_j[None, :]
     if EXACT:
         tl.debug_barrier()
     P = tl.dot(qq, tl.trans(kk), input_precision=PRODUCTS) * decay * rq[:, None]
@@ -196,8 +176,8 @@ def factors_kernel(
     tl.store(corrections + factor + factor_at, (T * steps[None, :]).to(corrections.dtype.element_ty))
 
     row = scalings + (tile * value_heads + value_head) * (ROWS * C) + it
-    start_to_token = _exp(G, PTX)
-    token_to_end = _exp(to_end, PTX)
+    start_to_token = functions.exp(G, PTX)
+    token_to_end = functions.exp(to_end, PTX)
     if not FOLD_NORM:
         # The power of two comes out of the norm and goes to the keys, which stay exact.
         near = (rk.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
@@ -207,7 +187,7 @@ def factors_kernel(
     tl.store(row + WRITE * C, token_to_end * rk)
     tl.store(row + READ * C, start_to_token * rq)
     # A state goes through this factor once a chunk.
-    whole_chunk = _unbiased_exp(last) if EXACT else tl.exp(last)
+    whole_chunk = functions.unbiased_exp(last) if EXACT else tl.exp(last)
     tl.store(row + DECAY * C, tl.zeros((C,), tl.float32) + whole_chunk)
 
 

@@ -20,7 +20,7 @@ from harness.operators.gdn_prefill import GdnPrefill, prefill_cases
 from harness.pytest_plugin import CheckedCell
 from harness.strategies import Scale
 from harness.subjects import registered
-from references.gdn import gates
+from references.gdn import gates, l2norm
 
 OPERATOR = "gdn_prefill"
 
@@ -149,14 +149,8 @@ def initial_states(batch: Batch) -> list[Tensor | None]:
 
 def heads_of_values(batch: Batch, index: int, name: str) -> Tensor:
     """q or k of one sequence, normalised, one row for each value head [L, HV, K], float64."""
-    x = batch.tokens[index][name].double()
     ratio = batch.case.dims["HV"] // batch.case.dims["H"]
-    return (x / torch.sqrt((x * x).sum(-1, keepdim=True) + 1e-6)).repeat_interleave(ratio, dim=1)
-
-
-def scale_of(batch: Batch) -> float:
-    scale: float | None = batch.case.options["scale"]
-    return batch.case.dims["K"] ** -0.5 if scale is None else scale
+    return l2norm(batch.tokens[index][name].double()).repeat_interleave(ratio, dim=1)
 
 
 def zero_gates_body(context: Context, case: Case) -> None:
@@ -196,7 +190,7 @@ def only_decayed(batch: Batch) -> Result:
             states.append(None)
             continue
         read = torch.einsum("hvk,thk->thv", state, heads_of_values(batch, i, "q"))
-        outputs.append(scale_of(batch) * decay[:, :, None] * read)
+        outputs.append(GdnPrefill.output_scale(batch) * decay[:, :, None] * read)
         states.append(state * decay[-1][:, None, None] if len(decay) else state)
     return Result(tuple(outputs), tuple(states))
 
@@ -209,7 +203,7 @@ def forgets_body(context: Context, case: Case) -> None:
         item = batch.tokens[i]
         q, k = heads_of_values(batch, i, "q"), heads_of_values(batch, i, "k")
         written = item["beta"].double()[:, :, None] * item["v"].double()
-        outputs.append(scale_of(batch) * (q * k).sum(-1, keepdim=True) * written)
+        outputs.append(GdnPrefill.output_scale(batch) * (q * k).sum(-1, keepdim=True) * written)
         last = torch.einsum("hv,hk->hvk", written[-1], k[-1]) if len(k) else state
         states.append(None if state is None else last)
         if state is None:
@@ -265,7 +259,7 @@ def recalled(batch: Batch) -> Result:
     outputs, states = [], []
     for i, segment in enumerate(batch.segments):
         k, v = heads_of_values(batch, i, "k"), batch.tokens[i]["v"].double()
-        outputs.append(scale_of(batch) * (k * k).sum(-1, keepdim=True) * v * float(segment.active))
+        outputs.append(GdnPrefill.output_scale(batch) * (k * k).sum(-1, keepdim=True) * v * float(segment.active))
         states.append(torch.einsum("thv,thk->hvk", v, k) if segment.active else None)
     return Result(tuple(outputs), tuple(states))
 

@@ -76,6 +76,19 @@ def inverse(keys: Tensor, beta: Tensor, D: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(eye + A, eye.expand_as(A), upper=False, unitriangular=True)
 
 
+def initial_states(
+    state: Tensor, starts: list[int], slots: list[int], flags: list[bool]
+) -> tuple[list[int], Tensor, Tensor]:
+    """The sequences that leave a state in their slots, these slots [A] int64, and what they start from [A, HV, V, K].
+
+    An empty sequence with an initial state leaves its slot alone; one without leaves zeros.
+    """
+    chosen = [n for n, slot in enumerate(slots) if slot >= 0 and not (flags[n] and starts[n] == starts[n + 1])]
+    owned = torch.tensor([slots[n] for n in chosen], dtype=torch.int64, device=state.device)
+    resumed = torch.tensor([flags[n] for n in chosen], dtype=torch.bool, device=state.device)[:, None, None, None]
+    return chosen, owned, torch.where(resumed, state[owned], 0.0)
+
+
 def gdn_chunked(
     q: Tensor,
     k: Tensor,
@@ -115,12 +128,9 @@ def gdn_chunked(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     values, g, beta = v.to(compute_dtype), g.to(compute_dtype), beta.to(compute_dtype)
     o = torch.zeros(v.shape, dtype=v.dtype, device=v.device)
-    starts, slots, flags = cu_seqlens.tolist(), state_indices.tolist(), has_initial_state.tolist()
-    # An empty sequence with an initial state leaves its slot alone; one without leaves zeros.
-    chosen = [n for n, slot in enumerate(slots) if slot >= 0 and not (flags[n] and starts[n] == starts[n + 1])]
-    owned = torch.tensor([slots[n] for n in chosen], dtype=torch.int64, device=v.device)
-    resumed = torch.tensor([flags[n] for n in chosen], dtype=torch.bool, device=v.device)[:, None, None, None]
-    states = torch.where(resumed, state[owned].to(compute_dtype), 0.0)
+    starts = cu_seqlens.tolist()
+    chosen, owned, states = initial_states(state, starts, state_indices.tolist(), has_initial_state.tolist())
+    states = states.to(compute_dtype)
     for part in rounds(starts, chosen, chunk_size, v.device):
         Q, K, V, b = operand(part.take(q)), part.take(k), part.take(values), part.take(beta)
         S = states[part.rows]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,6 +45,12 @@ class DeltaRule(base.SequenceOperator):
                 "layout": ["fused" if case.layout.fused else "dense" if case.layout.dense else "strided"],
             }
         )
+
+    @staticmethod
+    def output_scale(batch: Batch) -> float:
+        """The case's, K^-1/2 where it gives none. Zero is a number like any other."""
+        given: float | None = batch.case.options["scale"]
+        return batch.case.dims["K"] ** -0.5 if given is None else given
 
     def state_shape(self, batch: Batch) -> tuple[int, ...]:
         dims = batch.case.dims
@@ -88,6 +95,12 @@ def _case(operator: str, sequences: tuple[Segment, ...], dims: dict[str, int], *
     dims = {"H": dims["H"], "HV": dims["H"] * dims["R"], "K": dims["K"], "V": dims["V"]}
     names = ("dtype", "state_dtype", "regime", "options", "layout", "pool_slots", "pad_slot", "choice", "seed")
     return Case(operator=operator, sequences=sequences, dims=dims, **dict(zip(names, rest, strict=True)))
+
+
+def draws(case: Case, device: torch.device) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    """(normal, uniform): each takes a shape and gives float32, in turns from the one generator of the case."""
+    draw = base.generator(case, device)
+    return partial(torch.randn, generator=draw, device=device), partial(torch.rand, generator=draw, device=device)
 
 
 def draw_keys(kind: str, normal: Callable[..., Tensor], rows: int, heads: int, dim: int) -> Tensor:

@@ -15,8 +15,8 @@ from harness.case import Case
 from harness.execution import Call
 from harness.memory import Arena
 from harness.operators import published
-from harness.operators.base import AMPLITUDES, generator, only_resumed, torch_dtype
-from harness.operators.delta_rule import DECAYS, KEYS, DeltaRule, delta_cases, draw_decay_rates, draw_keys
+from harness.operators.base import AMPLITUDES, only_resumed, torch_dtype
+from harness.operators.delta_rule import DECAYS, KEYS, DeltaRule, delta_cases, draw_decay_rates, draw_keys, draws
 from harness.strategies import Scale
 from references.gdn import gates, gdn_decode, l2norm
 
@@ -51,16 +51,10 @@ class GdnDecode(DeltaRule):
         return published.delta_rule(self.name, dtype, decode=self.decode, regime=regime, options=options)
 
     def batch(self, case: Case, device: torch.device) -> Batch:
-        draw = generator(case, device)
+        normal, uniform = draws(case, device)
         dtype, rows, dims = torch_dtype(case.dtype), len(case.sequences), case.dims
         heads, value_heads, key_dim, value_dim = dims["H"], dims["HV"], dims["K"], dims["V"]
         amplitude = AMPLITUDES[case.regime["amplitude"]]
-
-        def normal(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=draw, device=device)
-
-        def uniform(*shape: int) -> Tensor:
-            return torch.rand(*shape, generator=draw, device=device)
 
         state = normal(rows, value_heads, value_dim, key_dim) * max(amplitude, 0.1)
         keys = draw_keys(case.regime["keys"], normal, rows, heads, key_dim)
@@ -113,8 +107,7 @@ class GdnDecode(DeltaRule):
         wide = batch.plain(torch.float64)
         active = batch.active
         ratio = batch.case.dims["HV"] // batch.case.dims["H"]
-        scale: float | None = batch.case.options["scale"]
-        scale = batch.case.dims["K"] ** -0.5 if scale is None else scale
+        scale = self.output_scale(batch)
         g, beta = gates(wide.packed("a"), wide.packed("b"), wide.shared["A_log"], wide.shared["dt_bias"], torch.float64)
         q = l2norm(wide.packed("q")).abs().repeat_interleave(ratio, 1) * scale
         k = l2norm(wide.packed("k")).abs().repeat_interleave(ratio, 1)

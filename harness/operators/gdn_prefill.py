@@ -15,8 +15,8 @@ from harness.case import Case, Segment
 from harness.execution import Call
 from harness.memory import Arena
 from harness.operators import delta_terms, published
-from harness.operators.base import AMPLITUDES, generator, only_resumed, torch_dtype
-from harness.operators.delta_rule import DECAYS, KEYS, DeltaRule, delta_cases, draw_decay_rates, draw_keys
+from harness.operators.base import AMPLITUDES, only_resumed, torch_dtype
+from harness.operators.delta_rule import DECAYS, KEYS, DeltaRule, delta_cases, draw_decay_rates, draw_keys, draws
 from harness.strategies import Scale
 from references.gdn_chunked import gdn_chunked
 
@@ -60,16 +60,10 @@ class GdnPrefill(DeltaRule):
         return published.delta_rule(self.name, dtype, decode=self.decode, regime=regime, options=options)
 
     def batch(self, case: Case, device: torch.device) -> Batch:
-        draw = generator(case, device)
+        normal, uniform = draws(case, device)
         dtype, rows, dims = torch_dtype(case.dtype), case.tokens, case.dims
         heads, value_heads, key_dim, value_dim = dims["H"], dims["HV"], dims["K"], dims["V"]
         amplitude = AMPLITUDES[case.regime["amplitude"]]
-
-        def normal(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=draw, device=device)
-
-        def uniform(*shape: int) -> Tensor:
-            return torch.rand(*shape, generator=draw, device=device)
 
         state = normal(len(case.sequences), value_heads, value_dim, key_dim) * max(amplitude, 0.1)
         keys = draw_keys(case.regime["keys"], normal, rows, heads, key_dim)
@@ -130,11 +124,11 @@ class GdnPrefill(DeltaRule):
         return self.unpack(out, call, plain)
 
     def magnitude(self, batch: Batch) -> Result:
-        return delta_terms.magnitude(batch, _scale(batch))
+        return delta_terms.magnitude(batch, self.output_scale(batch))
 
     def operand_noise(self, batch: Batch) -> Result | None:
         dtype = _operand_dtype(batch)
-        return None if dtype is None else delta_terms.operand_noise(batch, _scale(batch), dtype)
+        return None if dtype is None else delta_terms.operand_noise(batch, self.output_scale(batch), dtype)
 
 
 def prefill_cases(scale: Scale, dtype: str, segments: SearchStrategy[tuple[Segment, ...]]) -> SearchStrategy[Case]:
@@ -162,11 +156,6 @@ def _max_tokens(scale: Scale) -> int:
 def _operand_dtype(batch: Batch) -> torch.dtype | None:
     dtype = batch.tokens[0]["v"].dtype
     return dtype if dtype in (torch.float16, torch.bfloat16) else None
-
-
-def _scale(batch: Batch) -> float:
-    scale: float | None = batch.case.options["scale"]
-    return batch.case.dims["K"] ** -0.5 if scale is None else scale
 
 
 def _dims(heads: tuple[int, int], head_dims: tuple[int, int]) -> dict[str, int]:

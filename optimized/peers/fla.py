@@ -55,10 +55,7 @@ def gdn_prefill(
         return o.squeeze(0), final
 
     if all_resumed:
-        slots = state_indices.long()
-        o, final = compute(state[slots])
-        state.index_copy_(0, slots, final.to(state.dtype))
-        return o
+        return packed.resumed(compute, state=state, state_indices=state_indices)
     return packed.call(
         compute,
         v=v,
@@ -106,18 +103,8 @@ def gdn_decode(
         return o.squeeze(1), final
 
     if all_active:
-        slots = state_indices.long()
-        o, final = compute(state[slots])
-        state.index_copy_(0, slots, final.to(state.dtype))
-        return o
-    return packed.call(
-        compute,
-        v=v,
-        state=state,
-        cu_seqlens=torch.arange(v.shape[0] + 1, device=v.device),
-        state_indices=state_indices,
-        has_initial_state=torch.ones_like(state_indices, dtype=torch.bool),
-    )
+        return packed.resumed(compute, state=state, state_indices=state_indices)
+    return packed.rows(compute, v=v, state=state, state_indices=state_indices)
 
 
 gdn_prefill.sluicegate = {  # type: ignore[attr-defined]

@@ -129,14 +129,7 @@ def gdn_decode(
 
     if all_active:
         return run(state, state_indices)
-    return packed.call(
-        compute,
-        v=v,
-        state=state,
-        cu_seqlens=torch.arange(batch + 1, device=v.device),
-        state_indices=state_indices,
-        has_initial_state=torch.ones_like(state_indices, dtype=torch.bool),
-    )
+    return packed.rows(compute, v=v, state=state, state_indices=state_indices)
 
 
 gdn_prefill.sluicegate = {  # type: ignore[attr-defined]

@@ -12,9 +12,32 @@ from collections.abc import Callable
 
 import torch
 
+#: States [N, HV, V, K], dense, in the pool's dtype -> o and the final states.
+Compute = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+
+def resumed(compute: Compute, *, state: torch.Tensor, state_indices: torch.Tensor) -> torch.Tensor:
+    """o as `compute` gives it, the state updated, where every sequence is active and resumed."""
+    slots = state_indices.long()
+    o, final = compute(state[slots])
+    state.index_copy_(0, slots, final.to(state.dtype))
+    return o
+
+
+def rows(compute: Compute, *, v: torch.Tensor, state: torch.Tensor, state_indices: torch.Tensor) -> torch.Tensor:
+    """`call` for decode: rows are resumed sequences of one token."""
+    return call(
+        compute,
+        v=v,
+        state=state,
+        cu_seqlens=torch.arange(v.shape[0] + 1, device=v.device),
+        state_indices=state_indices,
+        has_initial_state=torch.ones_like(state_indices, dtype=torch.bool),
+    )
+
 
 def call(
-    compute: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+    compute: Compute,
     *,
     v: torch.Tensor,
     state: torch.Tensor,

@@ -187,7 +187,7 @@ def test_the_flags_have_on_a_cpu_the_values_that_are_said() -> None:
         view = tensor.to(dtype)
         launch = load_target(prefill)(view, view, view, view, 3)
         assert launch.values_first == reach.CPU_FLAGS["VALUES_FIRST"]
-    assert load_target("optimized.causal_conv:_has_ptx")(tensor) == reach.CPU_FLAGS["PTX"]
+    assert load_target("optimized.functions:has_ptx")(tensor) == reach.CPU_FLAGS["PTX"]
     assert tensor.is_cuda == reach.CPU_FLAGS["is_cuda"]
 
 

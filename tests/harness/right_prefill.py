@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from references.gdn import L2NORM_EPS, gdn_recurrence, l2norm
-from references.gdn_chunked import gdn_chunked, inverse, rounds
+from references.gdn_chunked import gdn_chunked, initial_states, inverse, rounds
 
 
 def norms_as_factors(
@@ -40,11 +40,9 @@ def norms_as_factors(
     repeats = v.shape[1] // k.shape[1]
     q, k = (x.float().repeat_interleave(repeats, dim=1) for x in (q, k))
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    starts, slots, flags = cu_seqlens.tolist(), state_indices.tolist(), has_initial_state.tolist()
-    chosen = [n for n, slot in enumerate(slots) if slot >= 0 and not (flags[n] and starts[n] == starts[n + 1])]
-    owned = torch.tensor([slots[n] for n in chosen], dtype=torch.int64)
-    resumed = torch.tensor([flags[n] for n in chosen], dtype=torch.bool)[:, None, None, None]
-    states = torch.where(resumed, state[owned].float(), 0.0)
+    starts = cu_seqlens.tolist()
+    chosen, owned, states = initial_states(state, starts, state_indices.tolist(), has_initial_state.tolist())
+    states = states.float()
     o = torch.zeros_like(v)
     for part in rounds(starts, chosen, chunk_size, v.device):
         Q, K, V, b, S = part.take(q), part.take(k), part.take(v).float(), part.take(beta), states[part.rows]
