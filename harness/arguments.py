@@ -44,6 +44,8 @@ class Breakage:
     strict: bool = False
     #: Optional arguments left out of the call, lest they be found to contradict the broken one.
     without: tuple[str, ...] = ()
+    #: Further arguments that change in the same way, lest this one be found to contradict them.
+    also: tuple[str, ...] = ()
 
 
 def shape_and_type_breakages(call: dict[str, Any]) -> Iterator[Breakage]:
@@ -59,10 +61,18 @@ def shape_and_type_breakages(call: dict[str, Any]) -> Iterator[Breakage]:
             yield Breakage(f"{name} on another device", name, lambda t: t.to("meta"), exact=False)
         if name != "bias":
             yield Breakage(f"{name} missing", name, lambda t: None)
+    if {"q", "k", "v"} <= set(tensors):
+        heads = tensors["v"].shape[1]
+        grown = partial(_with_heads, heads=heads + 1)
+        yield Breakage(f"{heads} value heads for {heads + 1} heads of q and k", "q", grown, exact=False, also=("k",))
 
 
 def _zeros_like(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(tensor.shape, dtype=dtype, device=tensor.device)
+
+
+def _with_heads(tensor: Tensor, heads: int) -> Tensor:
+    return tensor[:, torch.arange(heads, device=tensor.device) % tensor.shape[1]]
 
 
 def _instead(value: Any, _: Any) -> Any:
@@ -125,7 +135,8 @@ def arguments_body(context: Context, case: Case) -> None:
     for breakage in (*shape_and_type_breakages(probe), *value_breakages(case.operator, probe)):
         call = _packed(context, case)
         named = _named(context, call)
-        broken = {**named, breakage.argument: breakage.value(named[breakage.argument])}
+        changed = (breakage.argument, *breakage.also)
+        broken = named | {name: breakage.value(named[name]) for name in changed}
         broken |= dict.fromkeys(breakage.without)
         _require_rejected(context, breakage, call, broken)
         context.cases += 1
