@@ -17,7 +17,7 @@ from harness import inflight, operators, shrink, strategies
 from harness.case import AnyCase, Case, Layout
 from harness.context import Context, Property
 from harness.distribution import Distribution
-from harness.execution import DeviceLost
+from harness.execution import DeviceLost, OutOfDeviceMemory
 from harness.failure import Failure, FailureRecord
 from harness.subjects import Capabilities, load_target
 
@@ -130,6 +130,7 @@ class Cell:
         self._first_failure: tuple[AnyCase, Failure] | None = None
         self._deadline = float("inf")
         self._cases_to_failure = 0
+        self._starved = ""
 
     def strategy(self) -> Any:
         scale = strategies.GPU if self.spec.device == "cuda" else strategies.CPU
@@ -144,6 +145,8 @@ class Cell:
         """One case: noted on disk, judged, counted. Raises what the property raises."""
         if time.monotonic() > self._deadline and repr(case) not in self._failed:
             return  # out of time for shrinking: keep what we have
+        if self._starved:
+            return
         inflight.record(self._spec_json, case)
         before, start = self.context.cases, time.perf_counter()
         try:
@@ -158,9 +161,13 @@ class Cell:
                 self.first_failure_at = time.perf_counter()
             failure.case = case  # type: ignore[attr-defined]
             raise
+        except (OutOfDeviceMemory, torch.OutOfMemoryError) as error:
+            # Not raised on: Hypothesis would take it for a failure of this case and try to make that smaller.
+            if self._first_failure is None:
+                self._starved = str(error).strip().splitlines()[0]
         finally:
             self.judged_seconds += time.perf_counter() - start
-            if self._first_failure is None:
+            if self._first_failure is None and not self._starved:
                 # A property that makes several comparisons of one case counts them itself.
                 self.context.cases = max(self.context.cases, before + 1)
                 self._observe(case)
@@ -172,9 +179,11 @@ class Cell:
     def run(self) -> CellResult:
         start = time.perf_counter()
         failure = self._search()
+        starved = f"the GPU's memory ran out beside the other workers, give --workers a smaller number: {self._starved}"
         result = CellResult(
             spec=self.spec,
-            status="failed" if failure else "passed",
+            status="failed" if failure else "not_run" if self._starved else "passed",
+            reason=starved if self._starved else "",
             cases=self.context.cases,
             seconds=time.perf_counter() - start,
             judged_seconds=self.judged_seconds,

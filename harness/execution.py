@@ -22,6 +22,10 @@ class DeviceLost(RuntimeError):
     """The CUDA context is unusable (illegal access, launch failure): this process cannot judge anything any more."""
 
 
+class OutOfDeviceMemory(RuntimeError):
+    """The GPU had no memory left. Other workers use it too, so this says nothing about the case and is no verdict."""
+
+
 _FATAL_CUDA = (
     "illegal memory access",
     "misaligned address",
@@ -51,10 +55,12 @@ def synchronize(device: torch.device) -> None:
 
 
 def raised(error: BaseException, what: str) -> NoReturn:
-    """Turn what a subject raised into a failure; a lost device becomes `DeviceLost`."""
+    """Turn what a subject raised into a failure; a lost device becomes `DeviceLost`, a full one `OutOfDeviceMemory`."""
     text = str(error)
     if device_lost(error):
         raise DeviceLost(text) from error
+    if isinstance(error, torch.OutOfMemoryError):
+        raise OutOfDeviceMemory(text) from error
     # The last frame outside this package is where an engineer wants to look.
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not Path(f.filename).is_relative_to(_PACKAGE)]
     place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""

@@ -108,6 +108,8 @@ class CheckedCell(Cell):
         if result.failure:
             _failures[self.spec.operator] += 1
             pytest.fail(f"{result.failure.message}\n{result.failure.sentence}", pytrace=False)
+        if result.status == "not_run":
+            pytest.skip(result.reason)
 
 
 @pytest.fixture

@@ -147,6 +147,8 @@ def run(fault: Fault, target: str, settings: Settings) -> Verdict:
         result = cell.run()
         verdict.cases += result.failure.examples if result.failure else result.cases
         if result.failure is None:
+            if result.status == "not_run":
+                verdict.notes.append(f"{planned.prop.name}: {result.reason}")
             continue
         if result.failure.symptom == "raised" and any(name in result.failure.message for name in INVALID):
             verdict.status = _unusable(fault)

@@ -153,6 +153,18 @@ def test_something_required_did_not_run(tmp_path: Path) -> None:
     assert done.report["summary"]["required_not_run"] == len(untrusted)
 
 
+def test_a_full_gpu_is_no_verdict(tmp_path: Path) -> None:
+    """Neither a failure of the subject, nor a pass: required, and not run."""
+    subject = "conv_update=" + target("out_of_memory", "faulty")
+    run = verify("conv_update", "--subject", subject, "--properties", "equivalence", cwd=tmp_path)
+    assert run.status == 3
+    assert run.report["summary"]["failed"] == 0
+    for cell in run.cells(property="equivalence"):
+        assert (cell["status"], cell["required"]) == ("not_run", True)
+        assert "--workers" in cell["reason"]
+        assert "Tried to allocate 1 GiB." in cell["reason"]
+
+
 def test_what_a_subject_does_not_claim_is_not_required(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         (SUBJECTS / "right.py").read_text() + "\nconv_update.sluicegate = {'dtypes': ('float32',)}\n"

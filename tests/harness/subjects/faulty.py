@@ -294,3 +294,10 @@ def always_wrong_shape(x: Tensor, weight: Tensor, **rest: Any) -> Tensor:
 
 def wrong_dtype(x: Tensor, weight: Tensor, **rest: Any) -> Tensor:
     return right.conv_update(x, weight, **rest).double()
+
+
+def out_of_memory(x: Tensor, weight: Tensor, **rest: Any) -> Tensor:
+    """As on a GPU that others fill: the fifth row is one too many."""
+    if len(x) > 4:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.\nSee the documentation.")
+    return right.conv_update(x, weight, **rest)
