@@ -28,6 +28,21 @@ def equivalence_body(context: Context, case: Case) -> None:
     context.require_within_budget(context.run(batch), batch)
 
 
+def published(strategy: Callable[..., Any]) -> Property:
+    """Equivalence at the shapes of published models: among any shapes they are few, and kernels have paths for them.
+
+    A GPU's alone: the interpreter takes seconds for one such case.
+    """
+    return Property(
+        "equivalence_at_published_shapes",
+        "equivalence",
+        equivalence_body,
+        weight=3,
+        devices=("cuda",),
+        strategy=strategy,
+    )
+
+
 def alone_body(context: Context, case: Case) -> None:
     batch = context.batch(case)
     packed = context.run(batch)
@@ -475,6 +490,7 @@ def no_baseline(operator: str, _: Callable[..., Any]) -> str:
 
 
 equivalence = Property("equivalence", "equivalence", equivalence_body, weight=6)
+
 alone = Property("packed_equals_alone", "relations", alone_body)
 permuted = Property("sequences_permuted", "relations", permuted_body)
 slots_renamed = Property("slots_renamed", "relations", slots_renamed_body)

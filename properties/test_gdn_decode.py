@@ -10,6 +10,7 @@ from harness import arguments, delta_relations, guards, relations
 from harness.batch import Result
 from harness.case import Case
 from harness.context import Context, Property
+from harness.operators.gdn_decode import GdnDecode
 from harness.pytest_plugin import CheckedCell
 
 OPERATOR = "gdn_decode"
@@ -46,6 +47,7 @@ recall = Property("recalls_what_was_written", "relations", recall_body, weight=0
 
 PROPERTIES = (
     relations.equivalence,
+    relations.published(GdnDecode().published_cases),
     relations.alone,
     relations.permuted,
     relations.slots_renamed,

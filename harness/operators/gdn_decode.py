@@ -28,19 +28,25 @@ class GdnDecode(DeltaRule):
     decode = True
 
     def cases(self, scale: Scale, dtype: str) -> SearchStrategy[Case]:
+        dims = {
+            "H": st.integers(1, scale.max_heads),
+            "R": st.sampled_from([1, 2, 3, 4]),
+            "K": st.sampled_from(scale.head_dims),
+            "V": st.sampled_from(scale.head_dims),
+        }
+        return self._cases(scale, dtype, st.fixed_dictionaries(dims))
+
+    def published_cases(self, scale: Scale, dtype: str) -> SearchStrategy[Case]:
+        """Head dims and heads of published models, for which a kernel may well have a path of its own."""
+        return self._cases(published.few_sequences(scale), dtype, published.shards())
+
+    def _cases(self, scale: Scale, dtype: str, dims: SearchStrategy[dict[str, int]]) -> SearchStrategy[Case]:
         return delta_cases(
             self.name,
             scale,
             dtype,
             segments=strategies.segments(scale, length=st.just(1), kinds=("resumed", "inactive")),
-            dims=st.fixed_dictionaries(
-                {
-                    "H": st.integers(1, scale.max_heads),
-                    "R": st.sampled_from([1, 2, 3, 4]),
-                    "K": st.sampled_from(scale.head_dims),
-                    "V": st.sampled_from(scale.head_dims),
-                }
-            ),
+            dims=dims,
             regime={"amplitude": ["unit", "unit", "tiny", "large"], "decay": DECAYS, "keys": KEYS},
             options={"float32_gates": st.booleans()},
         )

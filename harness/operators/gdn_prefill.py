@@ -49,6 +49,12 @@ class GdnPrefill(DeltaRule):
         # Long sequences make long draws, which Hypothesis cuts short: left alone, every other batch is a single sequence.
         return prefill_cases(scale, dtype, strategies.weighted((2, some), (1, several)))
 
+    def published_cases(self, scale: Scale, dtype: str) -> SearchStrategy[Case]:
+        """Head dims and heads of published models, for which a kernel may well have a path of its own."""
+        few = published.few_sequences(scale)
+        segments = strategies.segments(few, length=strategies.near(scale.boundaries, few.max_tokens))
+        return prefill_cases(few, dtype, segments, published.shards())
+
     def far_cases(self, scale: Scale, dtype: str) -> SearchStrategy[Case]:
         """Cases for `run_far_apart`: the second sequence begins where an offset needs more than 31 bits."""
         sequences = (Segment(self.far_tokens - 4, "fresh", 0), Segment(4, "resumed", 1))
@@ -131,14 +137,19 @@ class GdnPrefill(DeltaRule):
         return None if dtype is None else delta_terms.operand_noise(batch, self.output_scale(batch), dtype)
 
 
-def prefill_cases(scale: Scale, dtype: str, segments: SearchStrategy[tuple[Segment, ...]]) -> SearchStrategy[Case]:
-    """Cases of these segments, otherwise as usual."""
+def prefill_cases(
+    scale: Scale,
+    dtype: str,
+    segments: SearchStrategy[tuple[Segment, ...]],
+    dims: SearchStrategy[dict[str, int]] | None = None,
+) -> SearchStrategy[Case]:
+    """Cases of these segments and dims, otherwise as usual."""
     return delta_cases(
         GdnPrefill.name,
         scale,
         dtype,
         segments=segments,
-        dims=st.builds(_dims, _heads(scale), _head_dims(scale)),
+        dims=st.builds(_dims, _heads(scale), _head_dims(scale)) if dims is None else dims,
         regime={
             "amplitude": ["unit", "unit", "tiny", "large"],
             "decay": [*DECAYS, "varied"],

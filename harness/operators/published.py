@@ -7,9 +7,14 @@ compiled for depends on heads, dims, dtypes and strides, hardly on the numbers o
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
+
 from harness.case import Case, Layout, Segment
+from harness.strategies import Scale
 
 HEAD_DIM = 128
 WIDTH = 4
@@ -22,6 +27,24 @@ ODD = {"H": 2, "HV": 6, "K": 20, "V": 36}
 
 _PROMPTS = (Segment(65, "fresh", 2), Segment(1, "resumed", 0), Segment(7, "resumed", 1))
 _DECODES = (Segment(1, "resumed", 2), Segment(1, "resumed", 0), Segment(1, "resumed", 1))
+
+
+#: What one GPU of 16, 8, 4, 2 or 1 holds of a layer: (H, HV), the smallest first.
+SHARDS = tuple(dict.fromkeys((heads // n, value_heads // n) for n in (16, 8, 4, 2, 1) for heads, value_heads in HEADS))
+#: A pool of a whole model's heads for hundreds of sequences is a gigabyte, which is nothing to draw a case from.
+FEW = 5
+SLOTS = 16
+
+
+def shards() -> SearchStrategy[dict[str, int]]:
+    """H, R = HV / H, K and V of a published model, whole or split over GPUs."""
+    dims = [{"H": h, "R": hv // h, "K": HEAD_DIM, "V": HEAD_DIM} for h, hv in SHARDS]
+    return st.sampled_from(dims)
+
+
+def few_sequences(scale: Scale) -> Scale:
+    """As large as ``scale`` otherwise."""
+    return replace(scale, max_sequences=FEW, slots=SLOTS, max_tokens=min(scale.max_tokens, 2000))
 
 
 def channels(heads: int, value_heads: int) -> int:

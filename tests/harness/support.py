@@ -20,6 +20,7 @@ from harness.case import AnyCase, Case, Segment
 from harness.cell import Cell, CellResult, CellSpec
 from harness.cli import build
 from harness.context import Property
+from harness.draws import draws as draws_of_seed
 from harness.failure import Failure
 from harness.isolation import find_property
 from harness.shrink import polish
@@ -59,6 +60,11 @@ def find_any(strategy: SearchStrategy[Any], predicate: Callable[[Any], bool], *,
     """Any example for which ``predicate`` holds, within so many draws; raises `NoSuchExample` otherwise."""
     quick = settings(_SETTINGS, max_examples=examples, phases=(Phase.generate,))
     return find(strategy, predicate, settings=quick, random=random.Random(0))
+
+
+def draws(strategy: SearchStrategy[Any], count: int) -> list[Any]:
+    """So many cases, the same ones every time."""
+    return draws_of_seed(strategy, count, seed=20240229)
 
 
 def target(name: str, file: str) -> str:

@@ -20,7 +20,7 @@ from harness.budget import measure, require_same_bits, require_within
 from harness.context import Context
 from harness.failure import Failure
 from harness.subjects import baseline
-from tests.harness.test_strategies import draws
+from tests.harness.support import draws
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 ROWS, HEADS, TERMS, WIDTH = 1000, 2, 48, 16

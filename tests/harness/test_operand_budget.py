@@ -18,8 +18,8 @@ from harness.context import Context
 from harness.failure import Failure
 from references.gdn import gdn_recurrence
 from tests.harness.right_prefill import published_prefills, right_prefills
+from tests.harness.support import draws
 from tests.harness.test_budget import CASES
-from tests.harness.test_strategies import draws
 
 DTYPES = ("float32", "float16", "bfloat16")
 HALF = ("float16", "bfloat16")

@@ -20,7 +20,7 @@ from harness.context import Context
 from harness.failure import Failure
 from references.gdn import l2norm
 from tests.harness.right_prefill import norms_as_factors
-from tests.harness.test_strategies import draws
+from tests.harness.support import draws
 
 
 def norm_with_epsilon_outside(x: Tensor) -> Tensor:

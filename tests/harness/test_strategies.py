@@ -8,14 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import Phase, given, seed, settings
-from hypothesis import strategies as st
 
 from harness import operators, strategies
 from harness.case import Case, Kind, Layout, Segment
+from harness.isolation import find_property
 from harness.operators.gdn_prefill import CPU_TOKENS
 from references.chunk_metadata import count_extra_chunks
-from tests.harness.support import find_any, minimal, row, smallest
+from tests.harness.support import draws, find_any, minimal, row, smallest
 
 SCALES = {"cpu": strategies.CPU, "cuda": strategies.GPU}
 SEQUENCES = ("conv_prefill", "conv_update", "gdn_decode", "gdn_prefill")
@@ -317,6 +316,27 @@ def test_generator_is_not_blind(operator: str, what: str, scale: strategies.Scal
     assert predicate(find_any(cases(operator, scale), predicate))
 
 
+#: What a kernel may take a path of its own for: heads that one GPU of sixteen holds, a whole model's, views of wider rows.
+PUBLISHED = {
+    "one head": lambda c: c.dims["HV"] == 1,
+    "a whole model": lambda c: c.dims["H"] == 16 and c.dims["HV"] > 16,
+    "dense": lambda c: c.layout == Layout(),
+    "fused": lambda c: c.layout.fused,
+    "a state to begin with": lambda c: any(s.kind == "resumed" and s.length for s in c.sequences),
+}
+
+
+@pytest.mark.parametrize("what", PUBLISHED)
+@pytest.mark.parametrize("operator", ["gdn_prefill", "gdn_decode"])
+def test_published_shapes(operator: str, what: str) -> None:
+    strategy = find_property(operator, "equivalence_at_published_shapes").strategy
+    assert strategy is not None
+    drawn = draws(strategy(strategies.GPU, "bfloat16"), 200)
+    assert {(c.dims["K"], c.dims["V"]) for c in drawn} == {(128, 128)}
+    assert all(c.pool_slots * c.dims["HV"] <= 16 * 64 for c in drawn)
+    assert sum(map(PUBLISHED[what], drawn)) >= 3
+
+
 @pytest.mark.parametrize("operator", [*SEQUENCES, "gated_rmsnorm", "chunk_metadata"])
 def test_usually_two_sequences_or_more(operator: str, scale: strategies.Scale) -> None:
     sizes = [len(c.sequences) for c in draws(cases(operator, scale), 300)]
@@ -332,17 +352,3 @@ def test_active_rows_never_share_a_slot(operator: str, scale: strategies.Scale) 
         assert all(0 <= s < case.pool_slots for s in slots)
         limit = max(scale.max_tokens, CPU_TOKENS) if operator == "gdn_prefill" else scale.max_tokens
         assert case.tokens <= limit + len(case.sequences)
-
-
-def draws(strategy: Any, count: int) -> list[Any]:
-    """So many draws of a fixed seed, none of them shrunk."""
-    seen: list[Any] = []
-
-    @seed(20240229)
-    @settings(max_examples=count, deadline=None, database=None, phases=(Phase.generate,))
-    @given(st.data())
-    def collect(data: Any) -> None:
-        seen.append(data.draw(strategy))
-
-    collect()
-    return seen
