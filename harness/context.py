@@ -13,6 +13,7 @@ from torch import Tensor
 from harness import budget
 from harness.batch import Batch, Result
 from harness.distribution import Tally
+from harness.failure import Failure
 from harness.memory import same_bits
 from harness.operators.base import Operator, SequenceOperator, TokenOperator
 from harness.subjects import Capabilities, baseline
@@ -106,23 +107,6 @@ class Context:
         operator = self.tokens
         oracle = oracle or operator.oracle(batch)
         model, magnitude, noise = operator.model(batch), operator.magnitude(batch), operator.operand_noise(batch)
-        if isinstance(operator, SequenceOperator) and operator.state_is_copy:
-            why = "the state is a copy of the last inputs: no arithmetic takes part in it"
-            self._require_same_bits(got, model, active, "states", why)
-        elif isinstance(operator, SequenceOperator):
-            rows = [_joined(t, active, "states") for t in (got, oracle, model, magnitude)]
-            self._share(
-                budget.require_within(
-                    rows[0],
-                    rows[1],
-                    rows[2],
-                    rows[3],
-                    "state",
-                    lambda i: f"sequence {active[i[0]]}, head {i[1]}",
-                    None if noise is None else _joined(noise, active, "states"),
-                    partial(self.tally.add, f"{by} state".strip()),
-                )
-            )
         lengths = [batch.lengths[i] for i in active]
         owners = [(i, t) for i, length in zip(active, lengths, strict=True) for t in range(length)]
 
@@ -130,13 +114,29 @@ class Context:
             sequence, number = owners[index[0]]
             return f"sequence {sequence}, token {number}" + (f", head {index[1]}" if len(index) > 1 else "")
 
-        rows = [_joined(t, active, "outputs") for t in (got, oracle, model, magnitude)]
-        spread = None if noise is None else _joined(noise, active, "outputs")
-        count = partial(self.tally.add, f"{by} output".strip())
-        self._share(budget.require_within(rows[0], rows[1], rows[2], rows[3], "output", token, spread, count))
+        def state(index: list[int]) -> str:
+            return f"sequence {active[index[0]]}, head {index[1]}"
 
-    def _share(self, share: float) -> None:
-        self.worst_share = max(self.worst_share, share)
+        judged: list[tuple[str, str, budget.Locate]] = [("outputs", "output", token)]
+        if isinstance(operator, SequenceOperator) and operator.state_is_copy:
+            why = "the state is a copy of the last inputs: no arithmetic takes part in it"
+            self._require_same_bits(got, model, active, "states", why)
+        elif isinstance(operator, SequenceOperator):
+            judged.insert(0, ("states", "state", state))
+        failures = []
+        for name, what, locate in judged:
+            rows = [_joined(result, active, name) for result in (got, oracle, model, magnitude)]
+            spread = None if noise is None else _joined(noise, active, name)
+            count = partial(self.tally.add, f"{by} {what}".strip())
+            try:
+                share = budget.require_within(rows[0], rows[1], rows[2], rows[3], what, locate, spread, count)
+            except Failure as failure:
+                # Whatever became of the states, the errors of the outputs are counted too.
+                failures.append(failure)
+            else:
+                self.worst_share = max(self.worst_share, share)
+        if failures:
+            raise failures[0]
 
     def require_same(
         self, got: Result, expected: Result, why: str, *, batch: Batch, only: list[int] | None = None

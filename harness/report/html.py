@@ -11,9 +11,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from harness.report import drawings
+from harness.report import drawings, error_figures
+from harness.report.error_figures import dtype_order
 from harness.report.rows import compare
-from harness.report.text import CellKey, cell_key, cleaned, compact, duration, plural, verdict
+from harness.report.text import CellKey, cell_key, cleaned, duration, plural, verdict
 
 #: More than these many properties are not drawn in the drawing of times; the smallest are summed.
 MOST_TIMES = 24
@@ -26,7 +27,6 @@ MARKS = {
     "known_failure": ("k", "known to fail"),
     "unexpected_pass": ("u", "passed unexpectedly"),
 }
-_DTYPES = ("float32", "float16", "bfloat16")
 _AXES = ("length", "sequences", "dtype")
 
 
@@ -60,7 +60,7 @@ def view(report: dict[str, Any]) -> dict[str, Any]:
         "coverage": {operator: _coverage(axes) for operator, axes in report["coverage"].items()},
         "budgets": _budgets(report["cells"]),
         "dtypes": [(d, i) for i, d in enumerate(_budget_dtypes(report["cells"]))],
-        "row_errors": _row_errors(report.get("row_errors", {})),
+        "row_errors": error_figures.figures(report.get("row_errors", {})),
         "times": _times(report["cells"]),
         "not_run": _not_run(report["cells"]),
         "ledger": report["ledger"],
@@ -127,7 +127,7 @@ def _matrix(operator: str, cells: list[dict[str, Any]], ids: dict[CellKey, str])
             "link": ids.get(cell_key(cell), ""),
         }
     for dtypes in columns.values():
-        dtypes.sort(key=_dtype_order)
+        dtypes.sort(key=dtype_order)
     groups = list(dict.fromkeys(properties.values()))
     return {
         "operator": operator,
@@ -145,10 +145,6 @@ def _matrix(operator: str, cells: list[dict[str, Any]], ids: dict[CellKey, str])
             for name, group in sorted(properties.items(), key=lambda item: groups.index(item[1]))
         ],
     }
-
-
-def _dtype_order(dtype: str) -> tuple[int, str]:
-    return (_DTYPES.index(dtype) if dtype in _DTYPES else len(_DTYPES)), dtype
 
 
 # -- drawings ---------------------------------------------------------------------------------------------------------
@@ -175,13 +171,13 @@ def _share(cell: dict[str, Any]) -> float:
 
 
 def _budget_dtypes(cells: list[dict[str, Any]]) -> list[str]:
-    return sorted({cell["dtype"] for cell in cells if _share(cell) > 0}, key=_dtype_order)
+    return sorted({cell["dtype"] for cell in cells if _share(cell) > 0}, key=dtype_order)
 
 
 def _budgets(cells: list[dict[str, Any]]) -> list[tuple[str, Markup]]:
     dtypes = _budget_dtypes(cells)
     operators: dict[str, dict[str, dict[str, float]]] = {}
-    for cell in sorted(cells, key=lambda c: _dtype_order(c["dtype"])):
+    for cell in sorted(cells, key=lambda c: dtype_order(c["dtype"])):
         if _share(cell) > 0:
             of = operators.setdefault(cell["operator"], {}).setdefault(cell["property"], {})
             of[cell["dtype"]] = max(_share(cell), of.get(cell["dtype"], 0.0))
@@ -190,61 +186,6 @@ def _budgets(cells: list[dict[str, Any]]) -> list[tuple[str, Markup]]:
         ordered = dict(sorted(shares.items(), key=lambda item: -max(item[1].values())))
         out.append((operator, Markup(drawings.budget(operator, ordered, dtypes))))
     return out
-
-
-#: Names of the tensors as the page says them.
-_TENSORS = {"output": "outputs", "state": "states"}
-_RATIO_TICKS = {1 / 64: "1/64", 1 / 16: "1/16", 1 / 4: "1/4", 1.0: "1", 4.0: "4", 16.0: "16", 64.0: "64"}
-_SHARE_TICKS = {0.0: "0", 0.25: "0.25", 0.5: "0.5", 0.75: "0.75", 1.0: "1"}
-
-
-def _row_errors(data: dict[str, Any]) -> dict[str, Any] | None:
-    """For each operator a drawing a dtype, with the numbers of each subject and tensor below it."""
-    operators: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
-    for entry in data.get("tensors", []):
-        operators[entry["operator"]][entry["dtype"]].append(entry)
-    if not operators:
-        return None
-    return {
-        "factor": data["factor"],
-        "floor": data["ratio_floor_ulps"],
-        "operators": [_operator_errors(operator, dtypes, data) for operator, dtypes in operators.items()],
-    }
-
-
-def _operator_errors(operator: str, dtypes: dict[str, list[dict[str, Any]]], data: dict[str, Any]) -> dict[str, Any]:
-    subjects = dict.fromkeys(entry["subject"] for entries in dtypes.values() for entry in entries)
-    # The baseline is what the others are compared with, and stands last.
-    look = {subject: i for i, subject in enumerate(sorted(subjects, key=lambda s: (s == "baseline", s)))}
-    figures = []
-    for dtype, entries in sorted(dtypes.items(), key=lambda item: _dtype_order(item[0])):
-        panels, numbers = [], {}
-        for tensor in sorted({entry["tensor"] for entry in entries}):
-            members = sorted((e for e in entries if e["tensor"] == tensor), key=lambda e: look[e["subject"]])
-            shares, ratios = ({e["subject"]: e[kind] for e in members} for kind in ("shares", "ratios"))
-            name = _TENSORS.get(tensor, tensor)
-            numbers[name] = [_numbers(entry, data["ratio_edges"][-1]) for entry in members]
-            panels += [
-                drawings.Panel(f"{name}: share of the allowance", data["share_edges"], shares, look, _SHARE_TICKS, 1.0),
-                drawings.Panel(
-                    f"{name}: error over the model kernel's", data["ratio_edges"], ratios, look, _RATIO_TICKS, log=True
-                ),
-            ]
-        svg = Markup(drawings.row_errors(f"{operator}, {dtype}, part of the rows above", panels))
-        figures.append({"dtype": dtype, "svg": svg, "numbers": numbers})
-    return {"operator": operator, "subjects": list(look), "figures": figures}
-
-
-def _numbers(entry: dict[str, Any], last: float) -> dict[str, Any]:
-    """``last``: the edge above which a ratio is not told."""
-    ratio = float(entry["ratio"]["median"])
-    return {
-        "subject": entry["subject"],
-        "rows": compact(entry["rows"]),
-        "share": [f"{float(entry['share'][name]):.2g}" for name in ("median", "p99", "p99.99", "max")],
-        "ratio": "" if not entry["ratio"]["rows"] else f"{ratio:.2g}" if ratio <= last else f">{last:g}",
-        "over": entry["shares"][-1] > 0,
-    }
 
 
 def _times(cells: list[dict[str, Any]]) -> Markup | None:
