@@ -160,7 +160,12 @@ def _views_only(x: Tensor, weight: Tensor, *, conv_state: Tensor, **rest: Any) -
     return torch.empty_like(x).view(-1).view(x.shape)
 
 
-@pytest.mark.parametrize("subject", [_pool_copied, _rows_gathered, _made_contiguous])
+def _packed(x: Tensor, weight: Tensor, **rest: Any) -> Tensor:
+    """Free where x is packed already, which a column slice of a projection never is."""
+    return torch.empty_like(x.contiguous())
+
+
+@pytest.mark.parametrize("subject", [_pool_copied, _rows_gathered, _made_contiguous, _packed])
 def test_copies(subject: Callable[..., Tensor]) -> None:
     with pytest.raises(
         Failure, match=r"conv_update moved \d+ bytes in \d tensor operations beside its kernel"
@@ -225,6 +230,19 @@ def test_constexpr_size_recompiles() -> None:
 @pytest.mark.parametrize("kernel", [_double, _double_any])
 def test_runtime_size_does_not_recompile(kernel: Any) -> None:
     judge(guards.variants, launching(kernel))
+
+
+@interpreted
+@pytest.mark.parametrize(("kernel", "variants"), [(_double, 3), (_double_any, 1), (_double_known, 5)])
+def test_variants_are_those_that_triton_would_compile(kernel: Any, variants: int) -> None:
+    """Of a plain integer one for 1, one for multiples of 16 and one for all others; of a constexpr each value's own."""
+    from harness import launches
+
+    subject = launching(kernel, constexpr=kernel is _double_known)
+    with launches.recorded() as seen:
+        for size in (1, 16, 17, 32, 35):
+            subject(torch.zeros(size), torch.zeros(size))
+    assert [len(keys) for keys in seen.variants.values()] == [variants]
 
 
 def test_launches_are_not_recorded_afterwards() -> None:

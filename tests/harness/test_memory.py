@@ -229,6 +229,7 @@ def test_own_allocation_before_its_start() -> None:
 
 
 def test_own_integers_are_absurd() -> None:
+    assert INTEGER_POISON < 0, "as a slot it means inactive; a positive one may exist"
     with PoisonedAllocations():
         assert torch.empty(2, dtype=torch.int32).tolist() == [INTEGER_POISON] * 2
 
