@@ -67,7 +67,9 @@ def environment(root: Path, folder: Path, report: Path) -> dict[str, str]:
     plugin = folder / "reporter"
     plugin.mkdir(exist_ok=True)
     shutil.copyfile(Path(__file__).with_name("reporter.py"), plugin / f"{REPORTER}.py")
-    given = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and Path(path).resolve() != ROOT]
+    given = [
+        path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and Path(path).resolve() != ROOT
+    ]
     return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(root), str(plugin), *given]),

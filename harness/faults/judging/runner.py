@@ -52,7 +52,10 @@ def run(faults: Iterable[JudgingFault], settings: Settings, *, workers: int, lis
     base = checkout.unchanged(settings.folder)
     with ThreadPoolExecutor(workers) as pool:
         wanted = _by_file(faults)
-        sessions = pool.map(lambda tests: tested(base, tests, replace(settings, time_limit=PATIENCE * settings.time_limit)), wanted.values())
+        sessions = pool.map(
+            lambda tests: tested(base, tests, replace(settings, time_limit=PATIENCE * settings.time_limit)),
+            wanted.values(),
+        )
         sound = dict(zip(wanted, sessions, strict=True))
 
         def one(fault: JudgingFault) -> Verdict:
