@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import importlib.util
+import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -19,6 +24,8 @@ from harness.faults import injection, matrix
 from harness.faults import model as kernels
 from harness.faults.judging import checkout, model, runner
 from harness.faults.trial import Settings, Verdict
+
+pytest_plugins = ["pytester"]
 
 FAULTS = model.load()
 LEAST = 180
@@ -98,13 +105,9 @@ def test_a_file_of_tests_that_is_not_there_is_refused() -> None:
 # -- a run ------------------------------------------------------------------------------------------------------------
 
 NORM = named("ref-norm-epsilon-outside")
-MEMORY = "tests/harness/test_memory.py::test_guard_band"
-#: (the change, the test that looks at it) to what must become of it.
 QUICK = {
     "killed": NORM,
     "survived": replace(NORM, id="harmless", replace=NORM.find + "  # nothing is wrong here"),
-    "error: does not import": replace(NORM, id="does-not-import", find="import torch\n", replace="import torsch\n"),
-    "error: breaks": replace(NORM, id="breaks", find="x.to(compute_dtype), z", replace="x.too(compute_dtype), z"),
 }
 
 
@@ -132,11 +135,60 @@ def test_a_change_without_an_effect_survives(verdicts: dict[str, Verdict]) -> No
     assert matrix.exit_status([verdict]) == 1
 
 
-@pytest.mark.parametrize(("what", "words"), [("does not import", "torsch"), ("breaks", "AttributeError")])
-def test_a_test_that_does_not_get_to_judge_kills_nothing(verdicts: dict[str, Verdict], what: str, words: str) -> None:
-    verdict = verdicts[f"error: {what}"]
-    assert verdict.status == "error"
-    assert words in verdict.message
+SAID = """
+import pytest
+from hypothesis import find, given, strategies as st
+from hypothesis.errors import NoSuchExample
+
+@pytest.fixture
+def broken():
+    assert False, "not the test's own word"
+
+def test_asserts(): assert 1 == 2
+def test_misses_an_error():
+    with pytest.raises(ValueError, match="x"):
+        pass
+@given(st.integers())
+def test_asserts_of_a_draw(n): assert n < 0
+def test_finds_none(): find(st.integers(0, 3), lambda n: n > 3)
+def test_stumbles(): None.nothing
+def test_is_not_set_up(broken): pass
+def test_passes(): pass
+"""
+
+
+def test_only_a_test_that_says_no_has_judged(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An assertion, a failed expectation, a search that finds nothing; not what breaks under a test, or before it."""
+    monkeypatch.setenv("SLUICEGATE_JUDGING_REPORT", str(pytester.path / "report.json"))
+    pytester.makepyfile(test_said=SAID, test_unimportable="import torsch")
+    spec = importlib.util.spec_from_file_location("reporter", Path(runner.__file__).with_name("reporter.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    reporter = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reporter)
+    pytester.inline_run("--continue-on-collection-errors", plugins=[reporter])
+    report = json.loads((pytester.path / "report.json").read_text())
+    judged = {failure["test"].rpartition("::")[2]: failure["judged"] for failure in report["failures"]}
+    no, broke = ("asserts", "misses_an_error", "asserts_of_a_draw", "finds_none"), ("stumbles", "is_not_set_up")
+    assert judged == {
+        **{f"test_{name}": True for name in no},
+        **{f"test_{name}": False for name in broke},
+        "test_unimportable.py": False,
+    }
+    assert report["passed"] == 1
+
+
+def test_what_breaks_under_a_test_is_no_kill() -> None:
+    broke = {
+        "test": "tests/test_x.py::test_y",
+        "judged": False,
+        "symptom": "TypeError",
+        "message": "call: TypeError: f",
+    }
+    for session in (runner.Session(1.0, 3, [broke]), runner.Session(1.0, problem="call: TypeError: f")):
+        verdict = runner._verdict(NORM, session)
+        assert (verdict.status, verdict.message) == ("error", "call: TypeError: f")
+        assert matrix.exit_status([verdict]) == 1
 
 
 def test_what_fails_without_the_fault_proves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,16 +206,33 @@ def test_what_fails_without_the_fault_proves_nothing(tmp_path: Path, monkeypatch
 
 def test_tests_that_do_not_end_are_ended(tmp_path: Path) -> None:
     """With whatever they started."""
-    left = tmp_path / "left"
+    started = tmp_path / "started"
     (tmp_path / "test_sleeps.py").write_text(
-        "import subprocess, sys, time\n\n\ndef test_sleeps():\n"
-        f"    child = 'import time; time.sleep(4); open({str(left)!r}, \"w\")'\n"
-        "    subprocess.Popen([sys.executable, '-c', child])\n    time.sleep(600)\n"
+        "import pathlib, subprocess, sys, time\n\n\ndef test_sleeps():\n"
+        "    child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        f"    pathlib.Path({str(started)!r}).write_text(str(child.pid))\n    time.sleep(600)\n"
     )
-    session = runner.tested(tmp_path, ["test_sleeps.py"], Settings("cpu", 1, tmp_path, time_limit=2.0))
-    assert session.problem == "no answer within 2 s"
-    time.sleep(3.0)
-    assert not left.exists()
+    session = runner.tested(tmp_path, ["test_sleeps.py"], Settings("cpu", 1, tmp_path, time_limit=4.0))
+    assert session.problem == "no answer within 4 s"
+    child = int(started.read_text())
+    try:
+        assert ended(child)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+
+
+def ended(process: int) -> bool:
+    """Whether it is gone within a second, but for what its parent has not asked about yet."""
+    for _ in range(20):
+        try:
+            state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return True
+        if state in "ZX":
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def test_the_copy_comes_first_and_the_repository_stays_as_it_is(tmp_path: Path) -> None:
