@@ -109,6 +109,14 @@ def test_pool_without_active_rows() -> None:
     assert symptom_of(arena.check) == "untouched slot changed"
 
 
+def test_flags_are_an_input_and_no_pool() -> None:
+    arena = Arena("cpu")
+    flags = arena.place("has_initial_state", torch.tensor([True, False]))
+    arena.arm()
+    flags[1] = True
+    assert symptom_of(arena.check) == "input changed"
+
+
 @pytest.mark.parametrize("strides", [None, (9, 1)])
 def test_right_call_passes(strides: tuple[int, int] | None) -> None:
     arena, pool = pool_arena(strides)
