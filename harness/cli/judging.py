@@ -26,8 +26,8 @@ def judge(ids: Sequence[str], *, seed: int, workers: int, time_limit: float, out
         raise ValueError(f"--fault: got {', '.join(sorted(unknown))}, which are no faults of the judging code")
     faults = [fault for fault in known if not ids or fault.id in ids]
     checkout.check(faults)
-    # Absolute, because the tests run elsewhere.
-    settings = Settings(device="cpu", seed=seed, folder=(out / "judging").resolve(), time_limit=time_limit)
+    # Absolute, because the tests run elsewhere. Some of them wait for workers that hang, so they get twice the time.
+    settings = Settings(device="cpu", seed=seed, folder=(out / "judging").resolve(), time_limit=2 * time_limit)
     console, start = Console(file=sys.stdout), time.perf_counter()
     with _Progress(console, f"in the judging code, seed {seed}", len(faults)) as progress:
         verdicts = runner.run(faults, settings, workers=workers, listener=progress.advance)
