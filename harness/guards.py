@@ -139,13 +139,9 @@ def _call(context: Context, case: Any, layout: Layout = Layout()) -> Callable[[]
 def _pack(context: Context, case: Case, layout: Layout) -> Call:
     if isinstance(context.operator, ChunkMetadata):
         return context.operator.pack(case.with_(options={"hints": True}), context.device)
-    # Aligned and small-pooled: these counts are about lengths, not about layouts.
-    batch = context.batch(case).with_layout(layout)
-    slots = list(range(batch.size))
-    return context.tokens.pack(
-        batch.with_slots([n if s.active else -1 for n, s in zip(slots, batch.segments, strict=True)], batch.size),
-        Arena(context.device),
-    )
+    # Aligned, because these counts are about lengths and not about layouts, and in the smallest pool: it has no slots for
+    # inactive rows, so with padding a batch has more rows than the pool has slots, as a captured graph may.
+    return context.tokens.pack(context.batch(case).plain(None).with_layout(layout), Arena(context.device))
 
 
 def _execute(context: Context, body: Callable[[], Any]) -> Any:

@@ -141,7 +141,9 @@ class Arena:
         stride = buffer.view.stride(0) if buffer.view.dim() else 1
         row = (changed[0] - buffer.first) // max(stride, 1)
         old, new = before[changed[0]].item(), after[changed[0]].item()
-        if buffer.writable_rows or buffer.name.endswith("state"):
+        # A pool without active rows; the flags, whose name ends alike, are an input.
+        pool = buffer.name.endswith("state") and buffer.storage.dtype.is_floating_point
+        if buffer.writable_rows or pool:
             fail(
                 "untouched slot changed",
                 f"{buffer.name}: slot {row} belongs to no active row of this batch, yet {len(changed)} of its bytes' elements"

@@ -54,7 +54,8 @@ class EngineModel:
         decodes = [r for r in self.requests if r[0] == 0]
         rows = [(min(r[0], chunk), r[1], r[2]) for r in contexts] + [(1, r[1], r[2]) for r in decodes]
         padding = max(0, min(padded_to, self.max_batch_size) - len(rows)) if not contexts else 0
-        rows += [(1, 0, -1)] * padding
+        # Some engines give a padding row a token, others none.
+        rows += [(padded_to % 2, 0, -1)] * padding
         for request, (length, _, _) in zip([*contexts, *decodes], rows, strict=False):
             request[0] = max(0, request[0] - length) if request[0] else 0
             request[1] += length

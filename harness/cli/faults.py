@@ -29,6 +29,9 @@ def command(
         int, typer.Option(help="This many generated faults besides: mutations of the subjects' sources.", min=0)
     ] = 0,
     only_generated: Annotated[bool, typer.Option(help="The generated faults alone.")] = False,
+    judging: Annotated[
+        bool, typer.Option(help="Faults in the judging code instead, which this repository's tests must find.")
+    ] = False,
     mutation_seed: Annotated[int, typer.Option(help="Chooses the generated faults.")] = 0,
     seed: Annotated[int | None, typer.Option(help="Repeats a run exactly; drawn and printed by default.")] = None,
     workers: Annotated[int | None, typer.Option(help="Trials at a time; one a core by default.", min=1)] = None,
@@ -47,7 +50,12 @@ def command(
     # Trials are forked, and a CUDA context does not survive a fork: ask the driver's library whether there is a GPU, so
     # that this question alone does not create one.
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+    drawn = random.SystemRandom().randrange(2**31) if seed is None else seed
     try:
+        if judging:
+            from harness.cli.judging import judge
+
+            raise typer.Exit(judge(fault or (), seed=drawn, workers=workers or 2, time_limit=time_limit, out=out))
         chosen = choose(device)
         from harness.faults import injection, matrix, model, mutation, runner
         from harness.faults.trial import Settings
@@ -71,7 +79,6 @@ def command(
     from rich.console import Console
 
     console = Console(file=sys.stdout)
-    drawn = random.SystemRandom().randrange(2**31) if seed is None else seed
     settings = Settings(device=chosen, seed=drawn, folder=out / "trials", time_limit=time_limit)
     start = time.perf_counter()
     with _Progress(console, f"on {chosen}, seed {drawn}", len(faults)) as progress:

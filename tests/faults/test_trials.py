@@ -10,10 +10,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from harness import interpreter
+from harness.cell import Cell, CellSpec
 from harness.cli import build
-from harness.faults import matrix, model, runner
+from harness.faults import matrix, model, runner, schedule, trial
 from harness.faults.injection import AnchorError
 from harness.faults.trial import Settings, Verdict
+from harness.isolation import find_property
 from tests.faults.test_injection import FAULT
 
 pytestmark = pytest.mark.skipif(
@@ -54,6 +57,20 @@ def test_a_change_without_an_effect_survives(tmp_path: Path) -> None:
     assert verdict.cases > 20
     assert matrix.exit_status([verdict]) == 1
     assert matrix.summary([verdict])["score"] == 0.0
+
+
+def test_what_fails_without_the_fault_proves_nothing_about_it() -> None:
+    """A path of before the optimizations copies its inputs, fault or no fault."""
+    interpreter.repair()  # as shipped it copies tensors itself
+    subject, prop = "optimized.baselines:conv_update", find_property("conv_update", "no_copies_beside_the_kernel")
+    spec = CellSpec("conv_update", "planted", subject, prop.name, "cpu", "float32", 3, 0)
+    result = Cell(spec, prop).run()
+    assert result.failure is not None
+    planned = schedule.Planned(prop, spec)
+    fault = replace(FAULT, operator="conv_update", subject=subject, module="optimized.baselines")
+    assert not trial._holds_without(fault, planned, result)
+    healthy = replace(fault, subject="optimized.causal_conv:conv_update", module="optimized.causal_conv")
+    assert trial._holds_without(healthy, planned, result)
 
 
 def test_a_process_that_dies_is_a_kill_with_its_case(tmp_path: Path) -> None:

@@ -160,6 +160,46 @@ def test_one_element_that_is_no_number(products: Products, value: str, symptom: 
     assert caught.value.symptom == symptom
 
 
+def test_a_wrong_row_fails_in_ci_too(products: Products, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a variable says that this is CI, a comparison may not turn into a warning."""
+    for name in ("CI", "GITHUB_ACTIONS"):
+        monkeypatch.setenv(name, "true")
+    for name in ("one head scaled by 1.05", "one row scaled by 1.02"):
+        with pytest.raises(Failure, match="further from the oracle"):
+            products.judge(WRONG[name](products))
+
+
+UNIT = budget.UNIT_ROUNDOFF[torch.bfloat16]
+
+
+def one_row(*excess: float) -> tuple[Tensor, Tensor]:
+    """(got, oracle): sixteen ones, and what they should be: so many units of bfloat16 more, the last number for all others."""
+    units = torch.tensor([*excess, *[excess[-1]] * (16 - len(excess))], dtype=torch.float64)
+    return torch.ones(1, 16, dtype=torch.bfloat16), (1 + units * UNIT)[None]
+
+
+@pytest.mark.parametrize(("excess", "kind"), [((0.75,), "RMS"), ((1.5, 0.0), "maximum")])
+def test_a_row_fails_by_either_measure_alone(excess: tuple[float, ...], kind: str) -> None:
+    """All elements off by less than one may be, or one of them by more: the other measure would let it pass."""
+    got, oracle = one_row(*excess)
+    measured = measure(got, oracle, oracle, torch.zeros_like(oracle))
+    shares = {"RMS": measured.rms / measured.rms_allowed, "maximum": measured.peak / measured.peak_allowed}
+    assert {name for name, share in shares.items() if float(share) > 1} == {kind}
+    with pytest.raises(Failure, match=f"the worst one's {kind} error"):
+        require_within(got, oracle, oracle, torch.zeros_like(oracle), "o")
+
+
+def test_a_small_row_is_judged_by_its_own_size() -> None:
+    """Beside a row a million times larger, and one on which the model kernel is far off, it may err no more than alone."""
+    oracle = torch.tensor([[1000.0] * 4, [1e-3] * 4, [1.0] * 4], dtype=torch.float64)
+    model = oracle.clone()
+    model[2] += 0.5
+    got = oracle.to(torch.bfloat16)
+    got[1] *= 1.05
+    measured = measure(got, oracle, model, torch.zeros_like(oracle))
+    assert (measured.ratio > 1).tolist() == [False, True, False]
+
+
 def test_cancellation_widens_the_allowance_only_where_it_is() -> None:
     """A sum of large terms that cancel may err by their size times u; its neighbour may not."""
     oracle = torch.tensor([[1.0], [1.0]], dtype=torch.float64)
@@ -190,8 +230,10 @@ def test_same_bits_tells_zero_from_minus_zero() -> None:
     with pytest.raises(Failure, match=r"6 of 6 elements differ.*; promised") as caught:
         require_same_bits(-zeros, zeros, "o", "promised")
     assert caught.value.symptom == "not bitwise equal"
-    with pytest.raises(Failure, match="expected"):
-        require_same_bits(zeros.half(), zeros, "o", "promised")
+    for other in (zeros.half(), torch.zeros(3, 3), torch.zeros(6)):
+        with pytest.raises(Failure, match="expected") as caught:
+            require_same_bits(other, zeros, "o", "promised")
+        assert caught.value.symptom == "wrong shape"
 
 
 # -- calibration ------------------------------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ HARMLESS: dict[str, Callable[[Tensor, Tensor], object]] = {
     "where of three arguments": lambda x, slots: torch.where(slots[:, None] >= 0, x, 0.0),
     "gather and scatter by number": lambda x, slots: torch.zeros_like(x).index_put_((slots.clamp(min=0).long(),), x),
     "repeat_interleave of known size": lambda x, slots: torch.repeat_interleave(
-        x, slots.clamp(min=0), dim=0, output_size=2
+        x, slots.clamp(min=0), dim=0, output_size=1
     ),
     "repeat_interleave by a number": lambda x, slots: x.repeat_interleave(3, dim=0),
     "cumsum and sort": lambda x, slots: (slots.cumsum(0), slots.sort()),
@@ -135,6 +135,19 @@ def test_an_error_under_the_guard_is_reported_as_one() -> None:
     assert caught.value.symptom == "raised"
 
 
+def test_a_batch_may_have_more_rows_than_the_pool_has_slots() -> None:
+    """Rows of padding need none: who refuses such a batch refuses a captured graph."""
+
+    def refuses(x: Tensor, weight: Tensor, *, conv_state: Tensor, **rest: Any) -> Tensor:
+        if len(x) > len(conv_state):
+            raise ValueError(f"{len(x)} rows in a pool of {len(conv_state)} slots")
+        return x
+
+    with pytest.raises(Failure, match="3 rows in a pool of 2 slots") as caught:
+        judge(guards.host_sync, refuses)
+    assert caught.value.symptom == "raised"
+
+
 # -- copies -----------------------------------------------------------------------------------------------------------
 
 
@@ -160,7 +173,12 @@ def _views_only(x: Tensor, weight: Tensor, *, conv_state: Tensor, **rest: Any) -
     return torch.empty_like(x).view(-1).view(x.shape)
 
 
-@pytest.mark.parametrize("subject", [_pool_copied, _rows_gathered, _made_contiguous])
+def _packed(x: Tensor, weight: Tensor, **rest: Any) -> Tensor:
+    """Free where x is packed already, which a column slice of a projection never is."""
+    return torch.empty_like(x.contiguous())
+
+
+@pytest.mark.parametrize("subject", [_pool_copied, _rows_gathered, _made_contiguous, _packed])
 def test_copies(subject: Callable[..., Tensor]) -> None:
     with pytest.raises(
         Failure, match=r"conv_update moved \d+ bytes in \d tensor operations beside its kernel"
@@ -170,8 +188,8 @@ def test_copies(subject: Callable[..., Tensor]) -> None:
 
 
 def test_copied_bytes_are_counted() -> None:
-    # Three slots (one a row), each of 8 channels x 3 floats, there and back.
-    with pytest.raises(Failure, match=rf"moved {2 * 3 * 8 * 3 * 4} bytes in 2 tensor operations .*\(clone, copy_\)"):
+    # Two slots (one an active row), each of 8 channels x 3 floats, there and back.
+    with pytest.raises(Failure, match=rf"moved {2 * 2 * 8 * 3 * 4} bytes in 2 tensor operations .*\(clone, copy_\)"):
         judge(guards.copied_bytes, _pool_copied)
 
 
@@ -225,6 +243,19 @@ def test_constexpr_size_recompiles() -> None:
 @pytest.mark.parametrize("kernel", [_double, _double_any])
 def test_runtime_size_does_not_recompile(kernel: Any) -> None:
     judge(guards.variants, launching(kernel))
+
+
+@interpreted
+@pytest.mark.parametrize(("kernel", "variants"), [(_double, 3), (_double_any, 1), (_double_known, 5)])
+def test_variants_are_those_that_triton_would_compile(kernel: Any, variants: int) -> None:
+    """Of a plain integer one for 1, one for multiples of 16 and one for all others; of a constexpr each value's own."""
+    from harness import launches
+
+    subject = launching(kernel, constexpr=kernel is _double_known)
+    with launches.recorded() as seen:
+        for size in (1, 16, 17, 32, 35):
+            subject(torch.zeros(size), torch.zeros(size))
+    assert [len(keys) for keys in seen.variants.values()] == [variants]
 
 
 def test_launches_are_not_recorded_afterwards() -> None:

@@ -105,6 +105,19 @@ def test_probe_notices_a_repair_that_was_undone() -> None:
 
 
 @interpreted
+def test_probe_looks_at_arithmetic_too() -> None:
+    """Stores and loads may be exact where sums are done on the raw patterns."""
+    found = probe_in_a_process(
+        "from harness import interpreter\n"
+        "from triton.runtime.interpreter import InterpreterBuilder\n"
+        "shipped = InterpreterBuilder.binary_op\n"
+        "interpreter.repair()\n"
+        "InterpreterBuilder.binary_op = shipped"
+    )
+    assert set(found) == {"bfloat16"}
+
+
+@interpreted
 def test_probe_says_why_an_unknown_interpreter_is_not_repaired() -> None:
     found = probe_in_a_process("import triton.runtime.interpreter as upstream\ndel upstream._convert_float")
     # Without its conversion nothing runs at all in that version; the reason must reach the report.

@@ -109,6 +109,14 @@ def test_pool_without_active_rows() -> None:
     assert symptom_of(arena.check) == "untouched slot changed"
 
 
+def test_flags_are_an_input_and_no_pool() -> None:
+    arena = Arena("cpu")
+    flags = arena.place("has_initial_state", torch.tensor([True, False]))
+    arena.arm()
+    flags[1] = True
+    assert symptom_of(arena.check) == "input changed"
+
+
 @pytest.mark.parametrize("strides", [None, (9, 1)])
 def test_right_call_passes(strides: tuple[int, int] | None) -> None:
     arena, pool = pool_arena(strides)
@@ -215,6 +223,8 @@ def test_span_of_views() -> None:
 def test_own_allocation(allocate: Callable[[], Tensor]) -> None:
     with PoisonedAllocations() as poison:
         out = allocate()
+        # Memory that nobody has touched may happen to hold NaN.
+        assert len(poison._fenced) == 1
         assert bool(out.isnan().all()), "what nobody wrote is not a number"
         out.fill_(1)
         poison.check()
@@ -229,6 +239,7 @@ def test_own_allocation_before_its_start() -> None:
 
 
 def test_own_integers_are_absurd() -> None:
+    assert INTEGER_POISON < 0, "as a slot it means inactive; a positive one may exist"
     with PoisonedAllocations():
         assert torch.empty(2, dtype=torch.int32).tolist() == [INTEGER_POISON] * 2
 

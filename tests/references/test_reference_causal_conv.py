@@ -171,6 +171,19 @@ def test_pool_of_another_dtype_keeps_its_old_columns_and_rounds_the_new() -> Non
     assert pool[0, 0].tolist() == torch.tensor([2 / 3, 1.0, 0.1], dtype=torch.float32).tolist()
 
 
+def test_the_pool_rounds_what_it_stores_and_nothing_else() -> None:
+    """Tokens of one call meet each other as they are; only what is left in the slot has the dtype of the pool."""
+    x = torch.tensor([[0.1], [0.2], [0.3]], dtype=torch.float64)
+    pool = torch.zeros(1, 1, 2, dtype=torch.bfloat16)
+    y = conv_prefill(
+        x, torch.tensor([[0.0, 1.0, 1.0]], dtype=torch.float64), bias=None, conv_state=pool,
+        cu_seqlens=torch.tensor([0, 3]), state_indices=torch.tensor([0]), has_initial_state=torch.tensor([False]),
+        activation=None,
+    )  # fmt: skip
+    assert y.flatten().tolist() == [0.1, 0.2 + 0.1, 0.3 + 0.2]
+    assert torch.equal(pool.flatten(), torch.tensor([0.2, 0.3]).to(torch.bfloat16))
+
+
 def test_worked_example_in_order_of_taps() -> None:
     """Taps 1, 10, 100, oldest first: each digit of the output names the token that it came from."""
     y = conv_prefill(

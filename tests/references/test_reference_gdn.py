@@ -267,6 +267,45 @@ def test_empty_and_inactive_sequences() -> None:
     assert o.flatten().tolist() == [0, 0]
 
 
+def small(pool: Tensor) -> tuple[Tensor, Tensor, Tensor, dict]:
+    """Six tokens of one resumed sequence in slot 0 of this pool [1, 2, 3, 4]."""
+    random = torch.Generator().manual_seed(3)
+    q, k = torch.randn(2, 6, 1, 4, generator=random, dtype=torch.float64)
+    v = torch.randn(6, 2, 3, generator=random, dtype=torch.float64)
+    return q, k, v, {
+        "g": -0.1 * torch.rand(6, 2, generator=random, dtype=torch.float64),
+        "beta": torch.rand(6, 2, generator=random, dtype=torch.float64),
+        "state": pool,
+        "cu_seqlens": torch.tensor([0, 6]),
+        "state_indices": torch.tensor([0]),
+        "has_initial_state": torch.tensor([True]),
+    }  # fmt: skip
+
+
+def test_a_scale_of_zero_is_a_scale() -> None:
+    q, k, v, arguments = small(torch.ones(1, 2, 3, 4, dtype=torch.float64))
+    plain = arguments["state"].clone()
+    gdn_recurrence(q, k, v, **{**arguments, "state": plain})
+    assert not gdn_recurrence(q, k, v, **arguments, scale=0.0).any()
+    assert torch.equal(arguments["state"], plain), "the scale is of the output alone"
+    gate = torch.zeros(6, 2)
+    got = gdn_decode(
+        q, k, v, a=gate, b=gate, A_log=gate[0], dt_bias=gate[0], scale=0.0,
+        state=torch.ones(6, 2, 3, 4, dtype=torch.float64), state_indices=torch.arange(6),
+    )  # fmt: skip
+    assert not got.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_state_is_rounded_once_at_the_end(dtype: torch.dtype) -> None:
+    """Six tokens later it is what float64 makes of the same start, rounded: nothing was lost on the way."""
+    start = torch.randn(1, 2, 3, 4, generator=torch.Generator().manual_seed(4)).to(dtype)
+    q, k, v, arguments = small(start.clone())
+    wide = {**arguments, "state": start.double()}
+    assert torch.equal(gdn_recurrence(q, k, v, **arguments), gdn_recurrence(q, k, v, **wide))
+    assert torch.equal(arguments["state"], wide["state"].to(dtype))
+
+
 def test_value_heads_must_be_a_multiple_of_heads() -> None:
     with pytest.raises(ValueError, match="3 value heads"):
         gdn_decode(

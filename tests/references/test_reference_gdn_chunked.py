@@ -101,6 +101,14 @@ def test_rounded_operands_cost_about_a_unit_roundoff(dtype: torch.dtype, unit: f
         assert 0.3 * unit < error < 3 * unit
 
 
+def test_a_scale_of_zero_is_a_scale() -> None:
+    inputs, keywords = batch([5, 70], 1, 2, 4, 6, "slow")
+    plain = {**keywords, "state": keywords["state"].clone()}
+    assert bool(gdn_chunked(*inputs, **plain).any())
+    assert not gdn_chunked(*inputs, **keywords, scale=0.0).any()
+    torch.testing.assert_close(keywords["state"], plain["state"], rtol=0, atol=0, equal_nan=True)
+
+
 def test_value_heads_must_be_a_multiple_of_heads() -> None:
     (q, k, v), keywords = batch([2], 2, 1, 4, 4, "none")
     with pytest.raises(ValueError, match="3 value heads"):
