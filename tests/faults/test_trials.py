@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from harness.cli import build
 from harness.faults import matrix, model, runner
 from harness.faults.injection import AnchorError
-from harness.faults.trial import Settings, Verdict
+from harness.faults.verdict import Settings, Verdict
 from tests.faults.test_injection import FAULT
 
 pytestmark = pytest.mark.skipif(
@@ -38,19 +38,24 @@ def run(faults: list[model.Fault], folder: Path, seconds: float = 60.0) -> list[
     return verdicts
 
 
+def symptom(verdict: Verdict) -> str:
+    return verdict.first.symptom if verdict.first else ""
+
+
 def test_quick_faults_are_killed(tmp_path: Path) -> None:
     verdicts = run(model.select(model.load(), ids=QUICK), tmp_path)
-    assert {v.fault.id: (v.status, v.symptom) for v in verdicts} == {n: ("killed", s) for n, s in QUICK.items()}
+    assert {v.fault.id: (v.status, symptom(v)) for v in verdicts} == {n: ("killed", s) for n, s in QUICK.items()}
     assert matrix.exit_status(verdicts) == 0
     for verdict in verdicts:
-        assert verdict.sentence
+        assert verdict.first
+        assert verdict.first.sentence
         assert verdict.seconds <= verdict.total_seconds
 
 
 def test_a_change_without_an_effect_survives(tmp_path: Path) -> None:
     harmless = replace(FAULT, replace=FAULT.find + "  # nothing is wrong here")
     (verdict,) = run([harmless], tmp_path, seconds=2.0)
-    assert (verdict.status, verdict.property) == ("survived", "")
+    assert (verdict.status, verdict.witnesses) == ("survived", [])
     assert verdict.cases > 20
     assert matrix.exit_status([verdict]) == 1
     assert matrix.summary([verdict])["score"] == 0.0
@@ -59,9 +64,10 @@ def test_a_change_without_an_effect_survives(tmp_path: Path) -> None:
 def test_a_process_that_dies_is_a_kill_with_its_case(tmp_path: Path) -> None:
     deadly = replace(FAULT, replace=".sub_(opened), __import__('os').abort()")
     (verdict,) = run([deadly], tmp_path)
-    assert (verdict.status, verdict.symptom) == ("killed", "crashed")
+    assert (verdict.status, symptom(verdict)) == ("killed", "crashed")
     assert "SIGABRT" in verdict.message
-    assert "chunk size" in verdict.sentence
+    assert verdict.first
+    assert "chunk size" in verdict.first.sentence
 
 
 def test_a_fault_that_cannot_be_loaded_is_an_error_not_a_kill(tmp_path: Path) -> None:
@@ -91,11 +97,11 @@ def test_the_command_writes_the_matrix(tmp_path: Path) -> None:
     arguments = ["faults", "--device", "cpu", "--fault", name, "--seed", "3", "--out", str(tmp_path)]
     result = CliRunner().invoke(build(), arguments)
     assert result.exit_code == 0, result.output
-    assert "1 of 1 faults killed on cpu" in result.output
+    assert "1 of 1 faults killed on cpu by the premerge tier" in result.output
     report = json.loads((tmp_path / "faults.json").read_text())
     assert report["summary"]["score"] == 1.0
     (fault,) = report["faults"]
-    assert (fault["id"], fault["status"], fault["property"]) == (name, "killed", "equivalence")
+    assert (fault["id"], fault["status"], fault["witnesses"][0]["property"]) == (name, "killed", "equivalence")
 
 
 @pytest.mark.parametrize("arguments", [["--fault", "no-such-fault"], ["--operator", "no_such_operator"]])
