@@ -58,7 +58,7 @@ def command(
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     try:
         chosen = choose(device)
-        from harness.faults import injection, matrix, model, mutation, runner
+        from harness.faults import injection, matrix, merge, model, mutation, page, reverse, runner
         from harness.faults.verdict import Settings
         from harness.verification import default_workers
 
@@ -85,6 +85,8 @@ def command(
     settings = Settings(
         device=chosen, seed=drawn, folder=out / "trials", time_limit=time_limit, tier=tier, witnesses=witnesses
     )
+    # An earlier run's page would be taken for this one's, were this one to end without a word.
+    (out / "matrix.html").unlink(missing_ok=True)
     saved = matrix.Saved(settings, len(faults), out / "faults.json")
     verdicts: list[Verdict] | None = None
     try:
@@ -102,7 +104,9 @@ def command(
     known = saved.verdicts if verdicts is None else verdicts
     matrix.show(console, known)
     console.print(matrix.conclusion(known, report["wall_seconds"], chosen, tier), highlight=False, style="bold")
-    console.print(f"{saved.path}; the same again with --seed {drawn}", highlight=False, soft_wrap=True)
+    whole = merge.merge([merge.Run.from_json(report, str(saved.path))])
+    _, written = page.write(whole, reverse.view(whole), out)
+    console.print(f"{saved.path}, {written}; the same again with --seed {drawn}", highlight=False, soft_wrap=True)
     raise typer.Exit(INTERRUPTED if verdicts is None else matrix.exit_status(verdicts))
 
 

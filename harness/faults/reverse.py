@@ -6,6 +6,7 @@ needs a run with ``--witnesses 2`` or more; with one witness nobody asked for an
 
 from __future__ import annotations
 
+import builtins
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -39,7 +40,7 @@ class Standing:
     alone: list[tuple[str, str]] = field(default_factory=list)
     undecided: list[tuple[str, str]] = field(default_factory=list)
 
-    @property
+    @builtins.property  # the field above hides the plain name
     def status(self) -> str:
         """``alone``, ``undecided``, ``never alone`` or ``no witness``."""
         if self.alone:
