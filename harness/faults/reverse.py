@@ -89,7 +89,8 @@ def view(matrix: Matrix) -> Reverse:
             continue
         counts: dict[str, Counter[str]] = {}
         drawn[operator] = sum(
-            draw(operator, device, counts) for device in dict.fromkeys(column.device for column in matrix.columns)
+            draw(operator, device, counts, DRAWN)
+            for device in dict.fromkeys(column.device for column in matrix.columns)
         )
         axes[operator], killing[operator] = compared(counts, killing_values(operator, cases)), len(cases)
     asked = any(run.witnesses > 1 for column in matrix.columns for run in column.runs)
@@ -143,8 +144,8 @@ def _count(found: dict[tuple[str, str], Standing], verdict: Verdict, column: str
 # -- values -----------------------------------------------------------------------------------------------------------
 
 
-def draw(operator: str, device: str, counts: dict[str, Counter[str]], cases: int = DRAWN) -> int:
-    """Add to ``counts``, axis -> value -> cases that have it, what some hundred cases are made of; how many those are.
+def draw(operator: str, device: str, counts: dict[str, Counter[str]], cases: int) -> int:
+    """Add to ``counts``, axis -> value -> cases that have it, what so many cases are made of; how many were drawn.
 
     The same every time, and no case is run.
     """
