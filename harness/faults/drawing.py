@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from harness.faults.verdict import Verdict
-from harness.report.drawings import BAD, DASHES, GRID, INK, MUTED, SERIES, WARN, Canvas
+from harness.report.drawings import BAD, DASHES, GRID, INK, MUTED, SERIES, WARN, Align, Canvas
 
 #: Seconds at both ends of the scale of colours; what is faster or slower looks like the end.
 FASTEST, SLOWEST = 0.1, 100.0
@@ -82,15 +82,15 @@ def _seconds(seconds: float) -> str:
 def scale(width: float = 330) -> str:
     """The legend of `heat`."""
     canvas = Canvas(width, 26)
-    step = width / 24
-    for i in range(24):
-        seconds = FASTEST * (SLOWEST / FASTEST) ** ((i + 0.5) / 24)
-        canvas.bar(i * step, 0, step + 0.3, 11, SERIES[0], alpha=round(shade(seconds), 2))
+    steps = 15
+    for i in range(steps):
+        seconds = FASTEST * (SLOWEST / FASTEST) ** ((i + 0.5) / steps)
+        canvas.bar(i * width / steps, 0, width / steps - 1, 11, SERIES[0], alpha=round(shade(seconds), 2))
     for tick in TICKS:
         place = width * math.log(tick / FASTEST) / math.log(SLOWEST / FASTEST)
-        align: str = "left" if tick == TICKS[0] else "right" if tick == TICKS[-1] else "center"
+        align: Align = "left" if tick == TICKS[0] else "right" if tick == TICKS[-1] else "center"
         words = f"≤{tick:g} s" if tick == TICKS[0] else f"≥{tick:g} s" if tick == TICKS[-1] else f"{tick:g}"
-        canvas.word(place, 19, words, size=8.5, color=MUTED, align=align)  # type: ignore[arg-type]
+        canvas.word(place, 19, words, size=8.5, color=MUTED, align=align)
     return canvas.svg("Colours of the seconds to the kill, from 0.1 to 100 seconds on a logarithmic scale")
 
 
@@ -131,7 +131,7 @@ def caught(kills: Mapping[str, Sequence[float]], visible: Mapping[str, int], wid
 
 def look(index: int) -> tuple[str, tuple[float, ...]]:
     """Colour and dashes of a column's curve; the page's legend has the same."""
-    return SERIES[index % 3], DASHES[index % len(DASHES)]
+    return SERIES[index % 3], DASHES[(index + index // 3) % len(DASHES)]
 
 
 def kills(counts: Mapping[str, tuple[int, int]], width: float = 620) -> str:

@@ -110,7 +110,7 @@ def _column(column: Column, index: int) -> dict[str, Any]:
             for run in column.runs
         ],
         "color": index % 3 + 1,
-        "line": _STYLES[index % 3],
+        "line": _STYLES[(index + index // 3) % 3],
     }
 
 

@@ -123,3 +123,8 @@ def test_an_empty_run_makes_a_page(tmp_path: Path) -> None:
     merged = merge.merge([run([], planned=3)])
     _, path = page.write(merged, reverse.view(merged), tmp_path)
     assert '<header class="incomplete">' in path.read_text(encoding="utf-8")
+
+
+def test_no_two_of_nine_curves_look_alike() -> None:
+    assert len({drawing.look(i) for i in range(9)}) == 9
+    assert len({drawing.look(i)[1] for i in range(3)}) == 3

@@ -31,9 +31,10 @@ QUICK = {
 }
 
 
-def run(faults: list[model.Fault], folder: Path, seconds: float = 60.0) -> list[Verdict]:
+def run(faults: list[model.Fault], folder: Path, seconds: float = 60.0, witnesses: int = 1) -> list[Verdict]:
     seen: list[Verdict] = []
-    verdicts = runner.run(faults, Settings("cpu", 1, folder / "trials", seconds), workers=2, listener=seen.append)
+    settings = Settings("cpu", 1, folder / "trials", seconds, witnesses=witnesses)
+    verdicts = runner.run(faults, settings, workers=2, listener=seen.append)
     assert sorted(v.fault.id for v in seen) == sorted(v.fault.id for v in verdicts)
     return verdicts
 
@@ -56,7 +57,8 @@ def test_a_change_without_an_effect_survives(tmp_path: Path) -> None:
     harmless = replace(FAULT, replace=FAULT.find + "  # nothing is wrong here")
     (verdict,) = run([harmless], tmp_path, seconds=2.0)
     assert (verdict.status, verdict.witnesses) == ("survived", [])
-    assert verdict.cases > 20
+    assert verdict.cases > 5
+    assert not verdict.exhausted
     assert matrix.exit_status([verdict]) == 1
     assert matrix.summary([verdict])["score"] == 0.0
 
@@ -68,6 +70,15 @@ def test_a_process_that_dies_is_a_kill_with_its_case(tmp_path: Path) -> None:
     assert "SIGABRT" in verdict.message
     assert verdict.first
     assert "chunk size" in verdict.first.sentence
+
+
+def test_a_trial_whose_process_died_goes_on_to_its_next_witness(tmp_path: Path) -> None:
+    deadly = replace(FAULT, replace=".sub_(opened), __import__('os').abort()")
+    (verdict,) = run([deadly], tmp_path, witnesses=2)
+    first, second = verdict.witnesses
+    assert (first.property, first.symptom, second.symptom) == ("equivalence", "crashed", "crashed")
+    assert second.property != first.property
+    assert first.seconds < second.seconds
 
 
 def test_a_fault_that_cannot_be_loaded_is_an_error_not_a_kill(tmp_path: Path) -> None:
