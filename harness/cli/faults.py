@@ -85,8 +85,9 @@ def command(
     settings = Settings(
         device=chosen, seed=drawn, folder=out / "trials", time_limit=time_limit, tier=tier, witnesses=witnesses
     )
-    # An earlier run's page would be taken for this one's, were this one to end without a word.
-    (out / "matrix.html").unlink(missing_ok=True)
+    # An earlier run's matrix would be taken for this one's, were this one to end without a word.
+    for name in ("matrix.html", "matrix.json"):
+        (out / name).unlink(missing_ok=True)
     saved = matrix.Saved(settings, len(faults), out / "faults.json")
     verdicts: list[Verdict] | None = None
     try:
