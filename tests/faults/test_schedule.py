@@ -62,6 +62,7 @@ def test_it_goes_wide_before_it_goes_deep() -> None:
     wanted = {p.name for p in schedule.allotment(fault, "cpu", "premerge")} - set(schedule.LAST)
     opening = [p.prop.name for p in planned[: len(wanted)]]
     assert sorted(opening) == sorted(wanted)
+    assert max(p.spec.examples for p in planned[: len(wanted)]) <= schedule.ROUNDS[0] * schedule.MOST_WEIGHT
     # Within a round, and over rounds, dtypes take turns; no two cells begin with the same seed.
     assert {p.spec.dtype for p in planned[: len(wanted)]} == {"float32", "float16", "bfloat16"}
     assert len({p.spec.seed for p in planned}) == len(planned)
