@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import random
 import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -16,15 +15,20 @@ from harness.cli.device import DeviceChoice, choose
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from harness.faults.trial import Verdict
+    from harness.faults.verdict import Verdict
 
 USAGE = 2
+#: What a shell says of a command that Ctrl-C ended.
+INTERRUPTED = 130
 
 
 def command(
     device: Annotated[DeviceChoice, typer.Option(help="Where to run.")] = "auto",
     operator: Annotated[list[str] | None, typer.Option(help="Only faults of this operator; may be repeated.")] = None,
     fault: Annotated[list[str] | None, typer.Option(help="Only the fault of this id; may be repeated.")] = None,
+    listed: Annotated[
+        Path | None, typer.Option("--list", help="File of ids, one a line, # for comments: only these faults.")
+    ] = None,
     generated: Annotated[
         int, typer.Option(help="This many generated faults besides: mutations of the subjects' sources.", min=0)
     ] = 0,
@@ -33,19 +37,24 @@ def command(
         bool, typer.Option(help="Faults in the judging code instead, which this repository's tests must find.")
     ] = False,
     mutation_seed: Annotated[int, typer.Option(help="Chooses the generated faults.")] = 0,
+    tier: Annotated[
+        Literal["quick", "premerge", "nightly"], typer.Option(help="Whose cases a fault gets, as verify has them.")
+    ] = "premerge",
+    witnesses: Annotated[int, typer.Option(help="Go on until so many properties have killed the fault.", min=1)] = 1,
     seed: Annotated[int | None, typer.Option(help="Repeats a run exactly; drawn and printed by default.")] = None,
     workers: Annotated[int | None, typer.Option(help="Trials at a time; one a core by default.", min=1)] = None,
-    time_limit: Annotated[
-        float, typer.Option(help="Seconds after which a fault that nothing found has survived.")
-    ] = 60.0,
-    out: Annotated[Path, typer.Option(help="Folder of faults.json and of each trial's log.")] = Path("out/faults"),
+    time_limit: Annotated[float, typer.Option(help="Seconds after which no further case of a fault is tried.")] = 60.0,
+    out: Annotated[Path, typer.Option(help="Folder of faults.json, matrix.html and each trial's log.")] = Path(
+        "out/faults"
+    ),
 ) -> None:
-    """Prove the gate: every fault of the catalogue must be found by some property of its operator.
+    """Prove the gate: every fault of the catalogue must be found by some property of its operator, with a tier's cases.
 
     Of generated faults, --fault takes those too that a sample would not choose. Those that are proven equivalent or are no
     valid program are listed, and do not count.
 
     Exit status 0: every fault that this device can show was found. 1: one survived or a trial went wrong. 2: bad usage.
+    130: interrupted; faults.json has what was known by then.
     """
     # Trials are forked, and a CUDA context does not survive a fork: ask the driver's library whether there is a GPU, so
     # that this question alone does not create one.
@@ -57,16 +66,17 @@ def command(
 
             raise typer.Exit(judge(fault or (), seed=drawn, workers=workers or 2, time_limit=time_limit, out=out))
         chosen = choose(device)
-        from harness.faults import injection, matrix, model, mutation, runner
-        from harness.faults.trial import Settings
+        from harness.faults import injection, matrix, merge, model, mutation, page, reverse, runner
+        from harness.faults.verdict import Settings
         from harness.verification import default_workers
 
         if only_generated and not generated and not fault:
             raise ValueError("--only-generated: got no --generated, expected how many; say --generated 40")
         catalogue = [] if only_generated else model.load()
         mutants = mutation.every() if generated or only_generated else []
-        if fault:
-            faults = model.select([*catalogue, *mutants], operator or (), fault)
+        ids = [*(fault or ()), *(model.listed(listed) if listed else ())]
+        if ids:
+            faults = model.select([*catalogue, *mutants], operator or (), ids)
         else:
             sampled = mutation.sample(model.select(mutants, operator or ()), generated, mutation_seed)
             faults = [*model.select(catalogue, operator or ()), *sampled]
@@ -79,16 +89,33 @@ def command(
     from rich.console import Console
 
     console = Console(file=sys.stdout)
-    settings = Settings(device=chosen, seed=drawn, folder=out / "trials", time_limit=time_limit)
-    start = time.perf_counter()
-    with _Progress(console, f"on {chosen}, seed {drawn}", len(faults)) as progress:
-        verdicts = runner.run(faults, settings, workers=workers or default_workers(chosen), listener=progress.advance)
-    seconds = time.perf_counter() - start
-    matrix.save(verdicts, settings, seconds, out / "faults.json")
-    matrix.show(console, verdicts)
-    console.print(matrix.conclusion(verdicts, seconds, chosen), highlight=False, style="bold")
-    console.print(f"{out / 'faults.json'}; the same again with --seed {drawn}", highlight=False, soft_wrap=True)
-    raise typer.Exit(matrix.exit_status(verdicts))
+    settings = Settings(
+        device=chosen, seed=drawn, folder=out / "trials", time_limit=time_limit, tier=tier, witnesses=witnesses
+    )
+    # An earlier run's matrix would be taken for this one's, were this one to end without a word.
+    for name in ("matrix.html", "matrix.json"):
+        (out / name).unlink(missing_ok=True)
+    saved = matrix.Saved(settings, len(faults), out / "faults.json")
+    verdicts: list[Verdict] | None = None
+    try:
+        with _Progress(console, f"on {chosen}, {tier}, seed {drawn}", len(faults)) as progress:
+
+            def listen(verdict: Verdict) -> None:
+                saved.add(verdict)
+                progress.advance(verdict)
+
+            verdicts = runner.run(faults, settings, workers=workers or default_workers(chosen), listener=listen)
+    except KeyboardInterrupt:
+        console.print(f"interrupted after {len(saved.verdicts)} of {len(faults)} faults", style="bold yellow")
+    finally:
+        report = saved.write(verdicts)
+    known = saved.verdicts if verdicts is None else verdicts
+    matrix.show(console, known)
+    console.print(matrix.conclusion(known, report["wall_seconds"], chosen, tier), highlight=False, style="bold")
+    whole = merge.merge([merge.Run.from_json(report, str(saved.path))])
+    _, written = page.write(whole, reverse.view(whole), out)
+    console.print(f"{saved.path}, {written}; the same again with --seed {drawn}", highlight=False, soft_wrap=True)
+    raise typer.Exit(INTERRUPTED if verdicts is None else matrix.exit_status(verdicts))
 
 
 class _Progress:

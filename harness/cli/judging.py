@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +17,7 @@ def judge(ids: Sequence[str], *, seed: int, workers: int, time_limit: float, out
     from harness.cli.faults import _Progress
     from harness.faults import matrix
     from harness.faults.judging import checkout, model, runner
-    from harness.faults.trial import Settings
+    from harness.faults.verdict import Settings, Verdict
 
     known = model.load()
     unknown = set(ids) - {fault.id for fault in known}
@@ -28,12 +27,18 @@ def judge(ids: Sequence[str], *, seed: int, workers: int, time_limit: float, out
     checkout.check(faults)
     # Absolute, because the tests run elsewhere. Some of them wait for workers that hang, so they get twice the time.
     settings = Settings(device="cpu", seed=seed, folder=(out / "judging").resolve(), time_limit=2 * time_limit)
-    console, start = Console(file=sys.stdout), time.perf_counter()
+    console = Console(file=sys.stdout)
+    saved = matrix.Saved(settings, len(faults), out / "faults.json")
     with _Progress(console, f"in the judging code, seed {seed}", len(faults)) as progress:
-        verdicts = runner.run(faults, settings, workers=workers, listener=progress.advance)
-    seconds = time.perf_counter() - start
-    matrix.save(verdicts, settings, seconds, out / "faults.json")
+
+        def listen(verdict: Verdict) -> None:
+            saved.add(verdict)
+            progress.advance(verdict)
+
+        verdicts = runner.run(faults, settings, workers=workers, listener=listen)
+    report = saved.write(verdicts)
     matrix.show(console, verdicts)
-    console.print(matrix.conclusion(verdicts, seconds, "judging code"), highlight=False, style="bold")
-    console.print(f"{out / 'faults.json'}; the same again with --seed {seed}", highlight=False, soft_wrap=True)
+    text = matrix.conclusion(verdicts, report["wall_seconds"], "judging code")
+    console.print(text, highlight=False, style="bold")
+    console.print(f"{saved.path}; the same again with --seed {seed}", highlight=False, soft_wrap=True)
     return matrix.exit_status(verdicts)

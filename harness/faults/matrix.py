@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +14,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harness.faults.trial import Settings, Verdict
+from harness.faults.verdict import Settings, Verdict, by_operator
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 #: Columns of a terminal that has room for the smallest batch beside the rest; the JSON always has it.
 WIDE = 130
 _STYLES = {
@@ -31,12 +32,12 @@ APART = ("invalid", "equivalent", "unseen")
 
 
 def exit_status(verdicts: Sequence[Verdict]) -> int:
-    """0 when every fault that this tier can see was killed; a survivor counts whatever its reason."""
+    """0 when every fault that this device can show was killed; a survivor counts whatever its reason."""
     return int(any(v.status in ("survived", "error") for v in verdicts))
 
 
 def summary(verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    """Counts, the score killed ÷ all that this tier can see, and the seconds of the kills."""
+    """Counts, the score killed ÷ all that this device can show, and the seconds of the kills."""
     counts = Counter(v.status for v in verdicts)
     seconds = [v.seconds for v in verdicts if v.status == "killed"]
     visible = len(verdicts) - sum(counts[status] for status in APART)
@@ -49,28 +50,61 @@ def summary(verdicts: Sequence[Verdict]) -> dict[str, Any]:
         "score": counts["killed"] / visible if visible else None,
         "median_seconds": median(seconds) if seconds else None,
         "slowest_seconds": max(seconds, default=None),
-        "by_property": dict(Counter(v.property for v in verdicts if v.status == "killed").most_common()),
+        "by_property": dict(Counter(v.first.property for v in verdicts if v.first).most_common()),
     }
 
 
-def save(verdicts: Sequence[Verdict], settings: Settings, wall_seconds: float, path: Path) -> None:
-    data = {
+def to_json(
+    verdicts: Sequence[Verdict], settings: Settings, wall_seconds: float, planned: int | None = None
+) -> dict[str, Any]:
+    """What ``faults.json`` holds. planned: faults that the run is about; more than there are verdicts while it goes on."""
+    return {
         "schema_version": SCHEMA_VERSION,
         "device": settings.device,
+        "tier": settings.tier,
         "seed": settings.seed,
         "time_limit": settings.time_limit,
+        "witnesses": settings.witnesses,
+        "planned": len(verdicts) if planned is None else planned,
         "wall_seconds": round(wall_seconds, 1),
         "summary": summary(verdicts),
         "faults": [v.to_json() for v in verdicts],
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(data, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+class Saved:
+    """``faults.json`` as far as the run has come, so that an interrupted one leaves what it knows.
+
+    Written whole or not at all, at once when the run begins (what stood there is another run's), and then at most every
+    ``every`` seconds.
+    """
+
+    def __init__(self, settings: Settings, planned: int, path: Path, every: float = 5.0) -> None:
+        self.settings, self.planned, self.path, self.every = settings, planned, path, every
+        self.verdicts: list[Verdict] = []
+        self.start = time.perf_counter()
+        self.write()
+
+    def add(self, verdict: Verdict) -> None:
+        self.verdicts.append(verdict)
+        if time.perf_counter() - self.written > self.every:
+            self.write()
+
+    def write(self, verdicts: Sequence[Verdict] | None = None) -> dict[str, Any]:
+        """``verdicts``: instead of those added so far. Returns what was written."""
+        chosen = self.verdicts if verdicts is None else verdicts
+        data = to_json(chosen, self.settings, time.perf_counter() - self.start, self.planned)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        draft = self.path.with_suffix(".draft")
+        draft.write_text(json.dumps(data, indent=1, ensure_ascii=False), encoding="utf-8")
+        draft.replace(self.path)
+        self.written = time.perf_counter()
+        return data
 
 
 def show(console: Console, verdicts: Sequence[Verdict]) -> None:
     """One line a fault, operator by operator; then survivors in full, since they are what there is to do."""
-    for operator in dict.fromkeys(v.fault.operator for v in verdicts):
-        chosen = [v for v in verdicts if v.fault.operator == operator]
+    for operator, chosen in by_operator(verdicts).items():
         console.print(_table(operator, chosen, words=console.width >= WIDE))
         console.print()
     for verdict in verdicts:
@@ -95,16 +129,18 @@ def _table(operator: str, verdicts: Sequence[Verdict], *, words: bool) -> Table:
         table.add_column("smallest batch", style="dim", no_wrap=True, overflow="ellipsis", ratio=1)
     for v in verdicts:
         seconds = "" if v.status in APART else f"{v.seconds:.1f}"
-        cells = [v.fault.id, f"[{_STYLES[v.status]}]{v.status}[/]", v.property, v.symptom, seconds]
-        table.add_row(*cells, *([escape(v.sentence or v.fault.equivalent or v.fault.reason)] if words else []))
+        prop, symptom, sentence = (v.first.property, v.first.symptom, v.first.sentence) if v.first else ("", "", "")
+        cells = [v.fault.id, f"[{_STYLES[v.status]}]{v.status}[/]", prop, symptom, seconds]
+        table.add_row(*cells, *([escape(sentence or v.fault.equivalent or v.fault.reason)] if words else []))
     return table
 
 
-def conclusion(verdicts: Sequence[Verdict], wall_seconds: float, device: str) -> str:
+def conclusion(verdicts: Sequence[Verdict], wall_seconds: float, device: str, tier: str = "") -> str:
     """The run in one sentence."""
     s = summary(verdicts)
     visible = s["faults"] - sum(s[status] for status in APART)
-    text = f"{s['killed']} of {visible} faults killed on {device} in {wall_seconds:.0f} s"
+    by = f" by the {tier} tier" if tier else ""
+    text = f"{s['killed']} of {visible} faults killed on {device}{by} in {wall_seconds:.0f} s"
     if s["median_seconds"] is not None:
         text += f"; median {s['median_seconds']:.1f} s to the kill, slowest {s['slowest_seconds']:.1f} s"
     for status, words in (

@@ -169,12 +169,26 @@ def select(faults: Iterable[Fault], chosen_operators: Iterable[str] = (), ids: I
         operators.get(name)
     unknown = wanted - {fault.id for fault in faults}
     if unknown:
-        raise ValueError(f"--fault: got {', '.join(sorted(unknown))}, which are no faults here")
+        raise ValueError(f"fault: got {', '.join(sorted(unknown))}, which are no faults here")
     return [
         fault
         for fault in faults
         if (not wanted_operators or fault.operator in wanted_operators) and (not wanted or fault.id in wanted)
     ]
+
+
+def listed(path: Path) -> list[str]:
+    """The ids in a list of faults: one a line, ``#`` begins a comment. ValueError where there is no id or one twice."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ValueError(f"--list: cannot read {path}: {error.strerror}") from error
+    ids = [line.partition("#")[0].strip() for line in lines]
+    ids = [one for one in ids if one]
+    twice = sorted({one for one in ids if ids.count(one) > 1})
+    if twice or not ids:
+        raise ValueError(f"--list {path}: " + (f"got {', '.join(twice)} twice" if twice else "got no id at all"))
+    return ids
 
 
 def _rank(operator: str) -> tuple[int, str]:

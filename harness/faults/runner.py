@@ -19,7 +19,7 @@ from multiprocessing.context import ForkServerProcess
 from harness import inflight
 from harness.faults import injection, trial
 from harness.faults.model import Fault
-from harness.faults.trial import Settings, Verdict
+from harness.faults.verdict import Settings, Verdict, partial, partial_path, verdict_path
 
 #: Past the time limit a trial ends itself within one case; this long after it, it is ended.
 GRACE = 30.0
@@ -40,55 +40,72 @@ def run(faults: Iterable[Fault], settings: Settings, *, workers: int, listener: 
     verdicts = {f.id: Verdict(f, "equivalent", message=f.equivalent) for f in faults if f.equivalent}
     unseen = [f for f in faults if settings.device not in f.tiers and f.id not in verdicts]
     verdicts |= {f.id: Verdict(f, "unseen", message=f.reason) for f in unseen}
-    waiting = [f for f in faults if f.id not in verdicts]
+    waiting: list[tuple[Fault, Verdict | None]] = [(f, None) for f in faults if f.id not in verdicts]
     for verdict in verdicts.values():
         listener(verdict)
     running: dict[int, tuple[Fault, ForkServerProcess, float]] = {}
     try:
         while waiting or running:
             while waiting and len(running) < workers:
-                fault = waiting.pop(0)
-                process = _start(fault, settings)
+                fault, earlier = waiting.pop(0)
+                process = _start(fault, settings, earlier)
                 running[process.sentinel] = (fault, process, time.monotonic())
             wait(list(running), timeout=1.0)
             for sentinel, (fault, process, started) in list(running.items()):
                 late = time.monotonic() - started > settings.time_limit + trial.CASE_TIMEOUT + GRACE
                 if process.exitcode is None and not late:
                     continue
-                verdicts[fault.id] = _finish(fault, process, settings, time.monotonic() - started)
+                verdict = _finish(fault, process, settings, time.monotonic() - started)
                 del running[sentinel]
-                listener(verdicts[fault.id])
+                if _goes_on(verdict, settings):
+                    waiting.insert(0, (fault, verdict))
+                    continue
+                verdicts[fault.id] = verdict
+                listener(verdict)
     finally:
         for _, process, _ in running.values():
             process.kill()
     return [verdicts[fault.id] for fault in faults]
 
 
-def _start(fault: Fault, settings: Settings) -> ForkServerProcess:
+def _goes_on(verdict: Verdict, settings: Settings) -> bool:
+    """Whether a trial whose process died is to look for another witness; which property it died in is known now."""
+    died = verdict.status == "killed" and not verdict_path(settings, verdict.fault).exists()
+    return died and len(verdict.witnesses) < settings.witnesses and verdict.total_seconds < settings.time_limit
+
+
+def _start(fault: Fault, settings: Settings, earlier: Verdict | None) -> ForkServerProcess:
     # Read when the server starts: one thread in each process, as many processes as there are cores.
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["harness.faults.warm"])
-    process = context.Process(target=trial.main, args=(fault, settings), name=f"trial of {fault.id}", daemon=False)
+    process = context.Process(
+        target=trial.main, args=(fault, settings, earlier), name=f"trial of {fault.id}", daemon=False
+    )
     process.start()
     return process
 
 
 def _finish(fault: Fault, process: ForkServerProcess, settings: Settings, seconds: float) -> Verdict:
-    """Read the verdict, or make one out of the way in which the process ended."""
+    """Read the verdict, or make one out of what is known and of the way in which the process ended."""
     late = process.exitcode is None
     if late:
         process.kill()
     process.join()
-    path = trial.verdict_path(settings, fault)
+    path = verdict_path(settings, fault)
     if path.exists():
         return Verdict.load(path)
+    known = partial(settings, fault)
+    before = known.total_seconds if known else 0.0
     if late:
         # No single case took as long as its watchdog allows, so nothing hung: the trial as a whole was too slow.
-        return Verdict(
-            fault, "survived", total_seconds=seconds, notes=[f"ended after {seconds:.0f} s without an answer"]
-        )
+        verdict = known or Verdict(fault, "survived")
+        verdict.total_seconds = before + seconds
+        verdict.seconds = verdict.seconds or verdict.total_seconds
+        verdict.notes.append(f"ended after {seconds:.0f} s without an answer")
+        verdict.save(path)
+        return verdict
     _, stack = inflight.read(settings.folder / "inflight", fault.file_name)
     if "Timeout" in stack:
         symptom, message = "hung", f"a case gave no answer within {trial.CASE_TIMEOUT:g} s"
@@ -98,6 +115,10 @@ def _finish(fault: Fault, process: ForkServerProcess, settings: Settings, second
         code = process.exitcode or 0
         reason = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         symptom, message = "crashed", f"the process died ({reason})"
-    verdict = trial.of_death(fault, settings, symptom, message)
-    verdict.seconds = verdict.total_seconds = seconds
+    verdict = trial.of_death(fault, settings, symptom, message, before + seconds)
+    verdict.total_seconds = before + seconds
+    verdict.seconds = verdict.seconds or verdict.total_seconds
+    # A process that died before its first case would do so again: nothing more to learn.
+    again = len(verdict.witnesses) > (len(known.witnesses) if known else 0)
+    verdict.save(partial_path(settings, fault) if again else path)
     return verdict

@@ -1,14 +1,12 @@
-"""One fault on trial, in a process of its own: the properties run until one finds it or time is up."""
+"""One fault on trial, in a process of its own: the properties run until enough of them find it or the tier's cases are used up."""
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
 import traceback
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +18,7 @@ from harness.execution import DeviceLost, device_lost
 from harness.failure import Failure, FailureRecord
 from harness.faults import injection, schedule
 from harness.faults.model import GENERATED, Fault
+from harness.faults.verdict import Settings, Verdict, Witness, partial, partial_path, verdict_path
 
 #: Seconds after which one case counts as hung.
 CASE_TIMEOUT = 20.0
@@ -29,61 +28,12 @@ DEVICE_LOST = "device lost"
 INVALID = ("CompilationError", "InterpreterError")
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What the trials of one run share.
-
-    time_limit: seconds for a fault. shrink_seconds: the most that Hypothesis spends on making a case smaller, and again
-    the most that the hand-made passes of `harness.shrink` spend.
-    """
-
-    device: str
-    seed: int
-    folder: Path
-    time_limit: float = 60.0
-    shrink_seconds: float = 0.75
-
-
-@dataclass
-class Verdict:
-    """What became of a fault.
-
-    status: ``killed``, ``survived``, ``unseen`` (this tier cannot see it), ``equivalent`` (proven to change nothing),
-    ``invalid`` (generated, and neither Python nor a kernel) or ``error``. seconds: from the start of the trial to the
-    first failing case; cases: judged until then, over all properties.
-    """
-
-    fault: Fault
-    status: str
-    property: str = ""
-    symptom: str = ""
-    dtype: str = ""
-    sentence: str = ""
-    message: str = ""
-    seconds: float = 0.0
-    total_seconds: float = 0.0
-    cases: int = 0
-    case: dict[str, Any] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        data = {name: value for name, value in asdict(self).items() if name != "fault"}
-        return {**self.fault.to_json(), **data}
-
-    def save(self, path: Path) -> None:
-        """Whole or not at all: the parent reads it when this process is gone, however it went."""
-        draft = path.with_suffix(".draft")
-        draft.write_text(json.dumps(asdict(self)), encoding="utf-8")
-        draft.replace(path)
-
-    @classmethod
-    def load(cls, path: Path) -> Verdict:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        return cls(Fault.from_json(data.pop("fault")), **data)
-
-
 class TrialCell(Cell):
     """A cell that ends its process at once when the device is lost: nothing after that says anything about a case."""
+
+    def stop_after(self, seconds: float) -> None:
+        """Judge no case any more after so many seconds, unless a failure has been found and is being made smaller."""
+        self._deadline = time.monotonic() + seconds
 
     def judge(self, case: AnyCase) -> None:
         try:
@@ -93,30 +43,45 @@ class TrialCell(Cell):
             os._exit(1)
 
 
-def verdict_path(settings: Settings, fault: Fault) -> Path:
-    return settings.folder / f"{fault.file_name}.json"
+def main(fault: Fault, settings: Settings, earlier: Verdict | None = None) -> None:
+    """The child process: a trial whose verdict goes to disk, and whose chatter goes to a log beside it.
 
+    earlier: what is known from a process of this fault that died; the trial goes on from there.
 
-def main(fault: Fault, settings: Settings) -> None:
-    """The child process: a trial whose verdict goes to disk, and whose chatter goes to a log beside it."""
-    log = (settings.folder / f"{fault.file_name}.log").open("w")
+    The clock starts when everything is imported (the server that this process was forked from has done so) and, on a GPU,
+    when the device's context exists: neither says anything about how soon a property finds the fault.
+    """
+    log = (settings.folder / f"{fault.file_name}.log").open("a")
     os.dup2(log.fileno(), sys.stdout.fileno() if _real(sys.stdout) else 1)
     os.dup2(log.fileno(), sys.stderr.fileno() if _real(sys.stderr) else 2)
     torch.set_num_threads(1)
     inflight.start(settings.folder / "inflight", fault.file_name, CASE_TIMEOUT)
+    if settings.device == "cuda":
+        torch.zeros(1, device="cuda")
+        torch.cuda.synchronize()
     start = time.perf_counter()
+    before = earlier.total_seconds if earlier else 0.0
     try:
         interpreter.repair()
         with injection.injected(fault, settings.folder / "packages" / fault.file_name) as target:
-            verdict = run(fault, target, settings)
+            verdict = run(fault, target, settings, earlier)
     except injection.ImportFailure:
         verdict = Verdict(fault, _unusable(fault), message=traceback.format_exc())
     except Exception:  # noqa: BLE001 - an error of the harness is a verdict too: nothing was proved
-        verdict = Verdict(fault, "error", message=traceback.format_exc())
+        verdict = _after_error(fault, settings, traceback.format_exc())
     inflight.unwatch()
-    verdict.total_seconds = time.perf_counter() - start
+    verdict.total_seconds = before + time.perf_counter() - start
     verdict.seconds = verdict.seconds or verdict.total_seconds
     verdict.save(verdict_path(settings, fault))
+
+
+def _after_error(fault: Fault, settings: Settings, details: str) -> Verdict:
+    """What a witness has proved stays proved."""
+    known = partial(settings, fault)
+    if known is None:
+        return Verdict(fault, "error", message=details)
+    known.notes.append(f"no further witness sought after an error of the harness: {details.strip().splitlines()[-1]}")
+    return known
 
 
 def _unusable(fault: Fault) -> str:
@@ -131,43 +96,55 @@ def _real(stream: Any) -> bool:
         return False
 
 
-def run(fault: Fault, target: str, settings: Settings) -> Verdict:
-    """Judge the changed subject by one cell after the other."""
-    start = time.perf_counter()
-    verdict = Verdict(fault, "survived")
-    blind: set[str] = set()
-    for planned in schedule.cells(fault, target, settings.device, settings.seed):
+def run(fault: Fault, target: str, settings: Settings, earlier: Verdict | None = None) -> Verdict:
+    """Judge the changed subject by one cell after the other, until enough properties have killed it or all cases are used up."""
+    verdict = earlier or Verdict(fault, "survived")
+    # As if an earlier process of this trial had not ended.
+    start = time.perf_counter() - verdict.total_seconds
+    blind = {witness.property for witness in verdict.witnesses}
+    cases, aside = max((witness.cases for witness in verdict.witnesses), default=0), 0.0
+    for planned in schedule.cells(fault, target, settings.device, settings.seed, settings.tier):
         if planned.prop.name in blind:
             continue
-        if time.perf_counter() - start > settings.time_limit:
-            verdict.notes.append(f"out of time after {settings.time_limit:g} s, before {planned.prop.name}")
-            break
         cell = TrialCell(planned.spec, planned.prop)
+        cell.stop_after(start + settings.time_limit - time.perf_counter())
         cell.shrink_seconds = cell.polish_seconds = settings.shrink_seconds
         result = cell.run()
-        verdict.cases += result.failure.examples if result.failure else result.cases
+        cases += result.failure.examples if result.failure else result.cases
         if result.failure is None:
             if result.status == "not_run":
                 verdict.notes.append(f"{planned.prop.name}: {result.reason}")
+            if time.perf_counter() - start > settings.time_limit:
+                verdict.notes.append(f"out of time after {settings.time_limit:g} s, in {planned.prop.name}")
+                break
             continue
+        blind.add(planned.prop.name)
         if result.failure.symptom == "raised" and any(name in result.failure.message for name in INVALID):
+            if verdict.witnesses:
+                continue
             verdict.status = _unusable(fault)
             verdict.message = f"the fault is no valid kernel: {result.failure.message}"
             break
-        if _holds_without(fault, planned, result):
-            return _killed(verdict, result.failure, cell.first_failure_at - start)
-        # The property finds the same in the unchanged subject, so it says nothing about this fault.
-        blind.add(planned.prop.name)
-        verdict.notes.append(f"{planned.prop.name} fails without the fault too: {result.failure.message}")
-    verdict.seconds = time.perf_counter() - start
+        if not _holds_without(fault, planned, result):
+            # The property finds the same in the unchanged subject, so it says nothing about this fault.
+            verdict.notes.append(f"{planned.prop.name} fails without the fault too: {result.failure.message}")
+            continue
+        verdict.killed_by(_witness(result.failure, cell.first_failure_at - start - aside, cases))
+        if len(verdict.witnesses) >= settings.witnesses:
+            break
+        # What follows may end this process.
+        verdict.save(partial_path(settings, fault))
+        aside += time.perf_counter() - cell.first_failure_at
+    else:
+        verdict.exhausted = True
+    if not verdict.witnesses:
+        verdict.seconds, verdict.cases = time.perf_counter() - start, cases
     return verdict
 
 
-def _killed(verdict: Verdict, failure: FailureRecord, seconds: float) -> Verdict:
-    verdict.status, verdict.seconds = "killed", seconds
-    for name in ("property", "symptom", "dtype", "sentence", "message", "case"):
-        setattr(verdict, name, getattr(failure, name))
-    return verdict
+def _witness(failure: FailureRecord, seconds: float, cases: int) -> Witness:
+    names = ("property", "symptom", "dtype", "sentence", "message", "case")
+    return Witness(seconds=seconds, cases=cases, **{name: getattr(failure, name) for name in names})
 
 
 def _holds_without(fault: Fault, planned: schedule.Planned, result: CellResult) -> bool:
@@ -186,20 +163,31 @@ def _holds_without(fault: Fault, planned: schedule.Planned, result: CellResult) 
     return True
 
 
-def of_death(fault: Fault, settings: Settings, symptom: str, message: str) -> Verdict:
-    """The verdict on a fault whose process died: killed, by the case that was running, unless there was none."""
+def of_death(fault: Fault, settings: Settings, symptom: str, message: str, seconds: float) -> Verdict:
+    """The verdict on a fault whose process died: killed, by the case that was running, unless there was none.
+
+    seconds: that the process lived.
+    """
+    verdict = partial(settings, fault) or Verdict(fault, "survived")
     entry, stack = inflight.read(settings.folder / "inflight", fault.file_name)
     if entry is None:
-        return Verdict(fault, "error", message=f"{message}, before its first case")
+        if not verdict.witnesses:
+            return Verdict(fault, "error", message=f"{message}, before its first case")
+        verdict.notes.append(f"no further witness sought: {message}, before its first case")
+        return verdict
     operator = operators.get(entry["spec"]["operator"])
-    return Verdict(
-        fault,
-        "killed",
-        property=entry["spec"]["property"],
-        symptom=symptom,
-        dtype=entry["spec"]["dtype"],
-        sentence=operator.describe(operator.case_from_json(entry["case"])),
-        message=message,
-        case=entry["case"],
-        notes=[f"not shrunk: the process was gone\n{stack}".strip()],
+    verdict.killed_by(
+        Witness(
+            property=entry["spec"]["property"],
+            symptom=symptom,
+            dtype=entry["spec"]["dtype"],
+            sentence=operator.describe(operator.case_from_json(entry["case"])),
+            message=message,
+            seconds=seconds,
+            # Nobody counted those of the process that is gone.
+            cases=0,
+            case=entry["case"],
+        )
     )
+    verdict.notes.append(f"{entry['spec']['property']}: not shrunk, the process was gone\n{stack}".strip())
+    return verdict

@@ -20,8 +20,10 @@ from harness.report.text import compact
 #: What matplotlib draws with -> what the page says instead (see templates/style.html.j2).
 INK, MUTED, GRID, WARN = "#010101", "#020202", "#030303", "#040404"
 SERIES = ("#050505", "#060606", "#070707", "#080808")
-_NAMES = ("ink", "muted", "grid", "warn", "series-1", "series-2", "series-3", "series-4")
-_VARIABLES = {color: f"var(--{name})" for color, name in zip((INK, MUTED, GRID, WARN, *SERIES), _NAMES, strict=True)}
+BAD = "#090909"
+_NAMES = ("ink", "muted", "grid", "warn", "series-1", "series-2", "series-3", "series-4", "bad")
+_COLORS = (INK, MUTED, GRID, WARN, *SERIES, BAD)
+_VARIABLES = {color: f"var(--{name})" for color, name in zip(_COLORS, _NAMES, strict=True)}
 
 Align = Literal["left", "center", "right"]
 
@@ -49,9 +51,11 @@ class Canvas:
         self.axes.set_xlim(0, width)
         self.axes.set_ylim(height, 0)
 
-    def bar(self, x: float, y: float, width: float, height: float, color: str = SERIES[0]) -> None:
+    def bar(
+        self, x: float, y: float, width: float, height: float, color: str = SERIES[0], *, alpha: float = 1.0
+    ) -> None:
         if width > 0 and height > 0:
-            self.axes.bar(x, height, width, y, align="edge", color=color, linewidth=0, clip_on=False)
+            self.axes.bar(x, height, width, y, align="edge", color=color, alpha=alpha, linewidth=0, clip_on=False)
 
     def line(self, start: tuple[float, float], end: tuple[float, float], *, limit: bool = False) -> None:
         """A grid line, behind the bars; or a limit, dashed, across them."""

@@ -108,5 +108,5 @@ def test_an_id_must_not_occur_twice(tmp_path: Path) -> None:
 
 
 def test_an_unknown_id_is_refused() -> None:
-    with pytest.raises(ValueError, match="--fault: got no-such-fault"):
+    with pytest.raises(ValueError, match="fault: got no-such-fault"):
         model.select(FAULTS, ids=["no-such-fault"])

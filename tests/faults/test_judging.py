@@ -23,7 +23,7 @@ from harness.cli import build
 from harness.faults import injection, matrix
 from harness.faults import model as kernels
 from harness.faults.judging import checkout, model, runner
-from harness.faults.trial import Settings, Verdict
+from harness.faults.verdict import Settings, Verdict
 
 pytest_plugins = ["pytester"]
 
@@ -120,8 +120,10 @@ def verdicts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Verdict]:
 
 def test_a_fault_that_a_test_notices_is_killed_by_that_test(verdicts: dict[str, Verdict]) -> None:
     verdict = verdicts["killed"]
-    assert (verdict.status, verdict.property) == ("killed", "test_reference_gated_norm.py")
-    assert verdict.sentence.startswith("tests/references/test_reference_gated_norm.py::test_")
+    assert verdict.status == "killed"
+    assert verdict.first is not None
+    assert verdict.first.property == "test_reference_gated_norm.py"
+    assert verdict.first.sentence.startswith("tests/references/test_reference_gated_norm.py::test_")
     assert "AssertionError" in verdict.message or "ExceptionGroup" in verdict.message
     assert 0 < verdict.seconds <= verdict.total_seconds
     assert verdict.fault.to_json()["kind"] == "judging"
@@ -130,7 +132,7 @@ def test_a_fault_that_a_test_notices_is_killed_by_that_test(verdicts: dict[str, 
 
 def test_a_change_without_an_effect_survives(verdicts: dict[str, Verdict]) -> None:
     verdict = verdicts["survived"]
-    assert (verdict.status, verdict.property) == ("survived", "")
+    assert (verdict.status, verdict.first) == ("survived", None)
     assert verdict.cases >= 5
     assert matrix.exit_status([verdict]) == 1
 

@@ -17,7 +17,7 @@ from harness import interpreter
 from harness.cli import build
 from harness.faults import equivalents, injection, matrix, model, mutation, reach, runner
 from harness.faults.mutators import MUTATORS
-from harness.faults.trial import Settings, Verdict
+from harness.faults.verdict import Settings, Verdict, Witness
 from harness.subjects import load_target
 
 EVERY = mutation.every()
@@ -221,7 +221,8 @@ def test_a_span_whose_text_has_changed_is_an_error() -> None:
 
 
 def test_a_verdict_on_a_generated_fault_survives_its_file(tmp_path: Path) -> None:
-    verdict = Verdict(EVERY[0], "killed", property="equivalence")
+    witness = Witness("equivalence", "over budget", "float32", "one row", "too far off", seconds=0.5, cases=3)
+    verdict = Verdict(EVERY[0], "killed", [witness])
     verdict.save(tmp_path / "v.json")
     assert Verdict.load(tmp_path / "v.json") == verdict
     assert verdict.to_json()["kind"] == "generated"

@@ -15,7 +15,7 @@ from harness.cell import Cell, CellSpec
 from harness.cli import build
 from harness.faults import matrix, model, runner, schedule, trial
 from harness.faults.injection import AnchorError
-from harness.faults.trial import Settings, Verdict
+from harness.faults.verdict import Settings, Verdict
 from harness.isolation import find_property
 from tests.faults.test_injection import FAULT
 
@@ -34,27 +34,34 @@ QUICK = {
 }
 
 
-def run(faults: list[model.Fault], folder: Path, seconds: float = 60.0) -> list[Verdict]:
+def run(faults: list[model.Fault], folder: Path, seconds: float = 60.0, witnesses: int = 1) -> list[Verdict]:
     seen: list[Verdict] = []
-    verdicts = runner.run(faults, Settings("cpu", 1, folder / "trials", seconds), workers=2, listener=seen.append)
+    settings = Settings("cpu", 1, folder / "trials", seconds, witnesses=witnesses)
+    verdicts = runner.run(faults, settings, workers=2, listener=seen.append)
     assert sorted(v.fault.id for v in seen) == sorted(v.fault.id for v in verdicts)
     return verdicts
 
 
+def symptom(verdict: Verdict) -> str:
+    return verdict.first.symptom if verdict.first else ""
+
+
 def test_quick_faults_are_killed(tmp_path: Path) -> None:
     verdicts = run(model.select(model.load(), ids=QUICK), tmp_path)
-    assert {v.fault.id: (v.status, v.symptom) for v in verdicts} == {n: ("killed", s) for n, s in QUICK.items()}
+    assert {v.fault.id: (v.status, symptom(v)) for v in verdicts} == {n: ("killed", s) for n, s in QUICK.items()}
     assert matrix.exit_status(verdicts) == 0
     for verdict in verdicts:
-        assert verdict.sentence
+        assert verdict.first
+        assert verdict.first.sentence
         assert verdict.seconds <= verdict.total_seconds
 
 
 def test_a_change_without_an_effect_survives(tmp_path: Path) -> None:
     harmless = replace(FAULT, replace=FAULT.find + "  # nothing is wrong here")
     (verdict,) = run([harmless], tmp_path, seconds=2.0)
-    assert (verdict.status, verdict.property) == ("survived", "")
-    assert verdict.cases > 20
+    assert (verdict.status, verdict.witnesses) == ("survived", [])
+    assert verdict.cases > 5
+    assert not verdict.exhausted
     assert matrix.exit_status([verdict]) == 1
     assert matrix.summary([verdict])["score"] == 0.0
 
@@ -76,9 +83,19 @@ def test_what_fails_without_the_fault_proves_nothing_about_it() -> None:
 def test_a_process_that_dies_is_a_kill_with_its_case(tmp_path: Path) -> None:
     deadly = replace(FAULT, replace=".sub_(opened), __import__('os').abort()")
     (verdict,) = run([deadly], tmp_path)
-    assert (verdict.status, verdict.symptom) == ("killed", "crashed")
+    assert (verdict.status, symptom(verdict)) == ("killed", "crashed")
     assert "SIGABRT" in verdict.message
-    assert "chunk size" in verdict.sentence
+    assert verdict.first
+    assert "chunk size" in verdict.first.sentence
+
+
+def test_a_trial_whose_process_died_goes_on_to_its_next_witness(tmp_path: Path) -> None:
+    deadly = replace(FAULT, replace=".sub_(opened), __import__('os').abort()")
+    (verdict,) = run([deadly], tmp_path, witnesses=2)
+    first, second = verdict.witnesses
+    assert (first.property, first.symptom, second.symptom) == ("equivalence", "crashed", "crashed")
+    assert second.property != first.property
+    assert first.seconds < second.seconds
 
 
 def test_a_fault_that_cannot_be_loaded_is_an_error_not_a_kill(tmp_path: Path) -> None:
@@ -108,11 +125,11 @@ def test_the_command_writes_the_matrix(tmp_path: Path) -> None:
     arguments = ["faults", "--device", "cpu", "--fault", name, "--seed", "3", "--out", str(tmp_path)]
     result = CliRunner().invoke(build(), arguments)
     assert result.exit_code == 0, result.output
-    assert "1 of 1 faults killed on cpu" in result.output
+    assert "1 of 1 faults killed on cpu by the premerge tier" in result.output
     report = json.loads((tmp_path / "faults.json").read_text())
     assert report["summary"]["score"] == 1.0
     (fault,) = report["faults"]
-    assert (fault["id"], fault["status"], fault["property"]) == (name, "killed", "equivalence")
+    assert (fault["id"], fault["status"], fault["witnesses"][0]["property"]) == (name, "killed", "equivalence")
 
 
 @pytest.mark.parametrize("arguments", [["--fault", "no-such-fault"], ["--operator", "no_such_operator"]])

@@ -23,7 +23,7 @@ from typing import Any
 
 from harness.faults.judging import checkout
 from harness.faults.judging.model import JudgingFault
-from harness.faults.trial import Settings, Verdict
+from harness.faults.verdict import Settings, Verdict, Witness
 
 Listener = Callable[[Verdict], None]
 #: Without a fault every test runs to its end, and whole files at once: so many times the limit of a fault.
@@ -86,8 +86,8 @@ def _judge(fault: JudgingFault, base: Path, sound: dict[str, Session], settings:
     root = checkout.planted(fault, base, settings.folder)
     session = tested(root, list(fault.tests), settings)
     verdict = _verdict(fault, session)
-    verdict.seconds, verdict.total_seconds = session.seconds, time.perf_counter() - start
-    verdict.cases = session.passed
+    verdict.seconds, verdict.cases = session.seconds, session.passed
+    verdict.total_seconds = time.perf_counter() - start
     # Survivors and errors are what there is to look into.
     if verdict.status == "killed":
         shutil.rmtree(root)
@@ -106,15 +106,15 @@ def _verdict(fault: JudgingFault, session: Session) -> Verdict:
     if not session.failures:
         return Verdict(fault, "survived", message=f"all {session.passed} tests of {', '.join(fault.tests)} passed")
     failure = session.failures[0]
-    status = "killed" if failure["judged"] else "error"
-    return Verdict(
-        fault,
-        status,
-        property=Path(checkout.file_of(failure["test"])).name,
-        symptom=failure["symptom"],
-        sentence=failure["test"],
-        message=failure["message"],
+    if not failure["judged"]:
+        return Verdict(fault, "error", message=failure["message"], notes=[failure["test"]])
+    verdict = Verdict(fault, "survived")
+    name = Path(checkout.file_of(failure["test"])).name
+    witness = Witness(
+        name, failure["symptom"], "", failure["test"], failure["message"], session.seconds, session.passed
     )
+    verdict.killed_by(witness)
+    return verdict
 
 
 def tested(root: Path, tests: list[str], settings: Settings) -> Session:
