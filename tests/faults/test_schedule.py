@@ -116,3 +116,11 @@ def test_who_kills_alone_is_known_when_the_cases_are_used_up(tmp_path: Path) -> 
     verdict = judge(replace(unchecked, subject=FAULT.subject), tmp_path, witnesses=2)
     assert [w.property for w in verdict.witnesses] == ["bad_arguments"]
     assert (verdict.status, verdict.exhausted) == ("killed", True)
+
+
+@pytest.mark.usefixtures("small")
+def test_a_property_is_a_witness_once(tmp_path: Path) -> None:
+    verdict = judge(FAULT, tmp_path, witnesses=99)
+    names = [w.property for w in verdict.witnesses]
+    assert len(names) == len(set(names)) > 2
+    assert (verdict.status, verdict.exhausted) == ("killed", True)
