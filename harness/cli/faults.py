@@ -50,7 +50,7 @@ def command(
 ) -> None:
     """Prove the gate: every fault of the catalogue must be found by some property of its operator, with a tier's cases.
 
-    Of generated faults, --fault takes those too that a sample would not choose. Those that are proven equivalent or are no
+    Of generated faults, --fault and --list take those too that a sample would not choose. Those that are proven equivalent or are no
     valid program are listed, and do not count.
 
     Exit status 0: every fault that this device can show was found. 1: one survived or a trial went wrong. 2: bad usage.
@@ -70,7 +70,7 @@ def command(
         from harness.faults.verdict import Settings
         from harness.verification import default_workers
 
-        if only_generated and not generated and not fault:
+        if only_generated and not (generated or fault or listed):
             raise ValueError("--only-generated: got no --generated, expected how many; say --generated 40")
         catalogue = [] if only_generated else model.load()
         mutants = mutation.every() if generated or only_generated else []

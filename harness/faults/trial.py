@@ -28,19 +28,43 @@ DEVICE_LOST = "device lost"
 INVALID = ("CompilationError", "InterpreterError")
 
 
+class _Enough(BaseException):
+    """The time for making a failure smaller is over. Nothing that Hypothesis would catch, since it is to stop at once."""
+
+
 class TrialCell(Cell):
-    """A cell that ends its process at once when the device is lost: nothing after that says anything about a case."""
+    """A cell in a hurry.
+
+    It stops when its time to shrink is over, where Hypothesis would go on drawing a thousand cases that nobody judges. And it
+    ends its process at once when the device is lost: nothing after that says anything about a case.
+    """
+
+    #: The last failure of the first one's kind: while shrinking, that is the smallest.
+    _smallest: tuple[AnyCase, Failure] | None = None
 
     def stop_after(self, seconds: float) -> None:
         """Judge no case any more after so many seconds, unless a failure has been found and is being made smaller."""
         self._deadline = time.monotonic() + seconds
 
     def judge(self, case: AnyCase) -> None:
+        if self._smallest is not None and time.monotonic() > self._deadline:
+            raise _Enough
         try:
             super().judge(case)
         except DeviceLost as lost:
             inflight.note(f"{DEVICE_LOST}: {lost}")
             os._exit(1)
+        except Failure as failure:
+            if self._smallest is None or type(self._smallest[1]) is type(failure):
+                self._smallest = case, failure
+            raise
+
+    def _search(self) -> tuple[AnyCase, Failure, str] | None:
+        try:
+            return super()._search()
+        except _Enough:
+            assert self._smallest is not None
+            return (*self._smallest, "")
 
 
 def main(fault: Fault, settings: Settings, earlier: Verdict | None = None) -> None:

@@ -30,6 +30,9 @@ def show(console: Console, matrix: Matrix, reverse: Reverse, paths: Iterable[Pat
         for name in dict.fromkeys(standing.property for standing in alone):
             killed = {fault for s in alone if s.property == name for fault, _ in s.alone}
             console.print(Text(f"  {name}: {len(killed)}"))
+        undecided = {fault for standing in reverse.standings for fault, _ in standing.undecided}
+        if undecided:
+            console.print(Text(f"  and {len(undecided)} more, perhaps: time ran out before a second one", style="dim"))
         _named(console, "Kill, but never alone", summed(reverse, "never alone"))
         _named(console, "Never a witness", summed(reverse, "no witness"))
     status, sentence = headline(matrix)

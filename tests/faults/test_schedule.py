@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from harness import operators, plan, tiers
+from harness.case import AnyCase
 from harness.context import GROUPS
 from harness.faults import injection, model, schedule, trial
 from harness.faults.verdict import Settings, Verdict
@@ -116,3 +117,29 @@ def test_who_kills_alone_is_known_when_the_cases_are_used_up(tmp_path: Path) -> 
     verdict = judge(replace(unchecked, subject=FAULT.subject), tmp_path, witnesses=2)
     assert [w.property for w in verdict.witnesses] == ["bad_arguments"]
     assert (verdict.status, verdict.exhausted) == ("killed", True)
+
+
+@pytest.mark.usefixtures("small")
+def test_a_property_is_a_witness_once(tmp_path: Path) -> None:
+    verdict = judge(FAULT, tmp_path, witnesses=99)
+    names = [w.property for w in verdict.witnesses]
+    assert len(names) == len(set(names)) > 2
+    assert (verdict.status, verdict.exhausted) == ("killed", True)
+
+
+@pytest.mark.usefixtures("small")
+def test_shrinking_stops_when_its_time_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged: list[object] = []
+    judge_one = trial.TrialCell.judge
+
+    def counted(cell: trial.TrialCell, one: AnyCase) -> None:
+        judged.append(one)
+        judge_one(cell, one)
+
+    monkeypatch.setattr(trial.TrialCell, "judge", counted)
+    # Needs several sequences, so that there is much to try.
+    fault = next(f for f in CATALOGUE if f.id == "chunk-host-offsets-overwritten")
+    verdict = judge(fault, tmp_path, shrink_seconds=0.0)
+    assert verdict.status == "killed"
+    # The failing case, and the one that was refused; Hypothesis alone would go on for hundreds.
+    assert len(judged) <= verdict.cases + 2
