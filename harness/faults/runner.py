@@ -1,23 +1,15 @@
-"""Many trials at once: each fault in a process forked from a warm server, with a limit on its time.
+"""Many trials at once: each fault in a process of its own, with a limit on its time (`harness.faults.forked`).
 
-The server is multiprocessing's ``forkserver``: it has imported everything (`harness.faults.warm`) and has never touched
-CUDA, so a fork costs milliseconds and may open a CUDA context of its own. What kills a trial's process, or hangs it, is
-a verdict and ends nothing else.
+What kills a trial's process, or hangs it, is a verdict and ends nothing else.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import shutil
-import signal
-import time
 from collections.abc import Callable, Iterable
-from multiprocessing.connection import wait
-from multiprocessing.context import ForkServerProcess
 
 from harness import inflight
-from harness.faults import injection, trial
+from harness.faults import forked, injection, trial
 from harness.faults.model import Fault
 from harness.faults.trial import Settings, Verdict
 
@@ -43,48 +35,22 @@ def run(faults: Iterable[Fault], settings: Settings, *, workers: int, listener: 
     waiting = [f for f in faults if f.id not in verdicts]
     for verdict in verdicts.values():
         listener(verdict)
-    running: dict[int, tuple[Fault, ForkServerProcess, float]] = {}
-    try:
-        while waiting or running:
-            while waiting and len(running) < workers:
-                fault = waiting.pop(0)
-                process = _start(fault, settings)
-                running[process.sentinel] = (fault, process, time.monotonic())
-            wait(list(running), timeout=1.0)
-            for sentinel, (fault, process, started) in list(running.items()):
-                late = time.monotonic() - started > settings.time_limit + trial.CASE_TIMEOUT + GRACE
-                if process.exitcode is None and not late:
-                    continue
-                verdicts[fault.id] = _finish(fault, process, settings, time.monotonic() - started)
-                del running[sentinel]
-                listener(verdicts[fault.id])
-    finally:
-        for _, process, _ in running.values():
-            process.kill()
+    by_id = {f.id: f for f in waiting}
+    tasks = [forked.Task(f.id, trial.main, (f, settings)) for f in waiting]
+    for ended in forked.run(tasks, workers=workers, limit=settings.time_limit + trial.CASE_TIMEOUT + GRACE):
+        verdict = _finish(by_id[ended.task.name], ended, settings)
+        verdicts[verdict.fault.id] = verdict
+        listener(verdict)
     return [verdicts[fault.id] for fault in faults]
 
 
-def _start(fault: Fault, settings: Settings) -> ForkServerProcess:
-    # Read when the server starts: one thread in each process, as many processes as there are cores.
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(name, "1")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["harness.faults.warm"])
-    process = context.Process(target=trial.main, args=(fault, settings), name=f"trial of {fault.id}", daemon=False)
-    process.start()
-    return process
-
-
-def _finish(fault: Fault, process: ForkServerProcess, settings: Settings, seconds: float) -> Verdict:
+def _finish(fault: Fault, ended: forked.Ended, settings: Settings) -> Verdict:
     """Read the verdict, or make one out of the way in which the process ended."""
-    late = process.exitcode is None
-    if late:
-        process.kill()
-    process.join()
     path = trial.verdict_path(settings, fault)
     if path.exists():
         return Verdict.load(path)
-    if late:
+    seconds = ended.seconds
+    if ended.exitcode is None:
         # No single case took as long as its watchdog allows, so nothing hung: the trial as a whole was too slow.
         return Verdict(
             fault, "survived", total_seconds=seconds, notes=[f"ended after {seconds:.0f} s without an answer"]
@@ -95,9 +61,7 @@ def _finish(fault: Fault, process: ForkServerProcess, settings: Settings, second
     elif stack.startswith(trial.DEVICE_LOST):
         symptom, message = "crashed", stack.strip().splitlines()[0]
     else:
-        code = process.exitcode or 0
-        reason = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        symptom, message = "crashed", f"the process died ({reason})"
+        symptom, message = "crashed", forked.death(ended.exitcode)
     verdict = trial.of_death(fault, settings, symptom, message)
     verdict.seconds = verdict.total_seconds = seconds
     return verdict
