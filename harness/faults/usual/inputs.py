@@ -4,7 +4,7 @@
 state; slots 0..N-1; dense memory that holds zeros where nobody wrote; K = V; standard normal values.
 ``ragged``: as flash-linear-attention's test of variable lengths and vLLM's of the convolution: unequal lengths, a random
 state before each sequence, slots permuted in a larger pool; the rest as usual.
-``ours``: what `Operator.cases` draws, in hostile memory.
+``ours``: what the properties of equivalence draw, in hostile memory.
 
 https://github.com/fla-org/flash-linear-attention/blob/0a8cd55da2788b306f30f64b44ba4173f8bde869/tests/ops/test_gated_delta.py
 https://github.com/flashinfer-ai/flashinfer/blob/03311d38d2e1ba89819d145653e5501bcda59710/tests/gdn/test_prefill_delta_rule.py
@@ -37,7 +37,7 @@ SLOTS = (7, 2, 10, 0, 5, 3)
 POOL = 12
 ROWS = 4
 #: Of the calls that other operators get. Under the interpreter a call takes a third of a second, and a tenth.
-SHARES = {"gdn_prefill": 0.25, "gdn_decode": 0.5}
+SHARES = {"gdn_prefill": 0.2, "gdn_decode": 0.4}
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,13 @@ def cases(operator: str, kind: Kind, drawing: Drawing) -> list[AnyCase]:
 
 
 def drawn(operator: str, dtype: str, drawing: Drawing) -> list[AnyCase]:
-    """What the operator's first equivalence property would be given."""
-    prop: Property = next(p for p in suite(operator).PROPERTIES if p.group == "equivalence")
-    count = max(2, round(drawing.cases * SHARES.get(operator, 1.0)))
+    """What the operator's properties of equivalence would be given, in proportion to their weights."""
+    properties = [p for p in suite(operator).PROPERTIES if p.group == "equivalence"]
+    count = drawing.cases * SHARES.get(operator, 1.0) / sum(p.weight for p in properties)
+    return [c for p in properties for c in _drawn(operator, dtype, p, max(2, round(count * p.weight)), drawing)]
+
+
+def _drawn(operator: str, dtype: str, prop: Property, count: int, drawing: Drawing) -> list[AnyCase]:
     spec = CellSpec(operator, "", drawing.target, prop.name, "cpu", dtype, count, drawing.seed)
     taken: list[AnyCase] = []
 
