@@ -57,7 +57,7 @@ def test_what_only_our_inputs_show(tmp_path: Path) -> None:
 
 
 def test_what_only_our_rule_shows(tmp_path: Path) -> None:
-    outcome = tried(catalogued("norm-gate-rounded"), "usual", tmp_path, calls=1)
+    outcome = tried(catalogued("norm-gate-rounded"), "usual", tmp_path, calls=2)
     assert set(outcome.caught) == {"budget"}
     assert set(outcome.example["passed"]) == set(rules.NAMES) - {"budget"}
     assert outcome.example["figures"]["output"]["largest_error"] > 0
