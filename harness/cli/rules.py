@@ -32,7 +32,7 @@ def command(
     verdicts: Annotated[
         list[Path] | None,
         typer.Option(
-            help="A faults.json, for what our whole gate says; may be repeated. Without one the gate is not asked."
+            help="A faults.json, may be repeated: what our whole gate says of faults that no comparison of numbers shows."
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of rules.json, rules.svg and of each trial's log.")] = Path(

@@ -156,3 +156,15 @@ def test_verdicts_of_both_shapes_are_read(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text("[]")
     with pytest.raises(ValueError, match=r"expected a faults\.json"):
         table.gates([tmp_path / "other.json"])
+
+
+def test_without_a_verdict_the_gate_is_known_to_find_what_its_budget_catches_here() -> None:
+    caught, missed = (
+        Outcome("a", "ours", "ran", rules_that_did) for rules_that_did in ({"budget": 3}, {"allclose": 3})
+    )
+    known = table._gate(None, caught)
+    assert known is not None
+    assert (known["status"], known["group"]) == ("killed", "equivalence")
+    assert table._gate(None, missed) is None
+    alive = table.Gate("survived", "", "", "")
+    assert table._gate(alive, caught) == vars(alive)

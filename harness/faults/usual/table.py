@@ -15,8 +15,9 @@ from rich.table import Table
 from harness.context import GROUPS
 from harness.faults.model import Fault
 from harness.faults.usual.inputs import KINDS, Kind
-from harness.faults.usual.rules import RULES
+from harness.faults.usual.rules import BUDGET, RULES
 from harness.faults.usual.runner import Measured
+from harness.faults.usual.trial import Outcome
 from harness.isolation import find_property
 
 SCHEMA_VERSION = 1
@@ -29,7 +30,7 @@ WIDE = 110
 
 @dataclass(frozen=True)
 class Gate:
-    """What our whole gate said of a fault. group: of the property that found it, empty where none did."""
+    """What our whole gate said of a fault. group: of the property that found it first, empty where none did."""
 
     status: str
     property: str
@@ -66,7 +67,7 @@ def build(
     environment: dict[str, Any],
 ) -> dict[str, Any]:
     """What ``rules.json`` holds."""
-    of: dict[str, dict[Kind, Any]] = {}
+    of: dict[str, dict[Kind, Outcome]] = {}
     for outcome in measured.outcomes:
         of.setdefault(outcome.fault, {})[outcome.kind] = outcome
     entries: list[dict[str, Any]] = [
@@ -75,7 +76,7 @@ def build(
             "operator": fault.operator,
             "wrong": fault.wrong,
             "source": fault.source,
-            "gate": vars(verdicts[fault.id]) if fault.id in verdicts else None,
+            "gate": _gate(verdicts.get(fault.id), of[fault.id]["ours"]),
             "kinds": {
                 kind: {name: value for name, value in vars(one).items() if name not in ("fault", "kind")}
                 for kind, one in of[fault.id].items()
@@ -122,6 +123,13 @@ def build(
         ],
         "faults": entries,
     }
+
+
+def _gate(verdict: Gate | None, ours: Outcome) -> dict[str, Any] | None:
+    """The gate's verdict. Without one, what the budget catches with our batches is what its properties of equivalence do."""
+    if verdict is None and BUDGET in ours.caught:
+        verdict = Gate("killed", "here", "", "equivalence")
+    return vars(verdict) if verdict else None
 
 
 def _caught(entries: Sequence[Mapping[str, Any]], rule: str) -> dict[str, int]:
