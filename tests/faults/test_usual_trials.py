@@ -107,6 +107,7 @@ def test_results_that_nobody_computed() -> None:
     assert shown["twice the result"].passed["cosine"] == shown["twice the result"].calls == 2
     assert shown["all zero"].passed == dict.fromkeys(rules.NAMES, 0)
     assert shown["state never written"].passed["budget"] == 0
+    assert shown["outputs zero, states right"].passed["budget"] == 0
 
 
 def test_the_command_writes_the_table_and_the_figure(tmp_path: Path) -> None:

@@ -27,6 +27,11 @@ def zero(part: rules.Part) -> Tensor | None:
     return None if part.expected is None else torch.zeros_like(part.expected)
 
 
+def outputs_zero(part: rules.Part) -> Tensor | None:
+    """Zeros for outputs, beside right states."""
+    return zero(part) if part.name == "output" else part.expected
+
+
 def state_untouched(part: rules.Part) -> Tensor | None:
     """Right outputs, and the state stays what it was before the call."""
     return part.expected if part.before is None else part.before
@@ -39,6 +44,7 @@ def doubled(part: rules.Part) -> Tensor | None:
 
 WRONG: dict[str, Callable[[rules.Part], Tensor | None]] = {
     "all zero": zero,
+    "outputs zero, states right": outputs_zero,
     "state never written": state_untouched,
     "twice the result": doubled,
 }

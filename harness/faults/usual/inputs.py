@@ -37,7 +37,7 @@ SLOTS = (7, 2, 10, 0, 5, 3)
 POOL = 12
 ROWS = 4
 #: Of the calls that other operators get. Under the interpreter a call takes a third of a second, and a tenth.
-SHARES = {"gdn_prefill": 0.2, "gdn_decode": 0.4}
+SHARES = {"gdn_prefill": 0.5, "gdn_decode": 0.4}
 
 
 @dataclass(frozen=True)
