@@ -38,7 +38,7 @@ def test_usual_inputs_are_friendly(operator: str) -> None:
 
 
 @pytest.mark.parametrize("operator", TOKENS)
-def test_the_widest_public_inputs_are_wider(operator: str) -> None:
+def test_the_wider_public_inputs_are_wider(operator: str) -> None:
     for case in usual(operator, "ragged"):
         assert len(set(case.lengths)) > 1 or operators.get(operator).decode
         if operator in STATES:

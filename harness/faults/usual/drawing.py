@@ -19,8 +19,8 @@ text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "
 """
 COLORS: dict[Kind, str] = {"usual": SERIES[3], "ragged": SERIES[2], "ours": SERIES[0]}
 WORDS: dict[Kind, str] = {
-    "usual": "inputs of most unit tests",
-    "ragged": "the widest public inputs",
+    "usual": "usual inputs",
+    "ragged": "wider public inputs",
     "ours": "our batches",
 }
 WIDTH, LEFT, RIGHT, TOP, MARGIN = 860.0, 262.0, 52.0, 74.0, 16.0

@@ -1,4 +1,4 @@
-"""Inputs of three kinds: as most unit tests draw them, as the widest public ones do, and as our generator does.
+"""Inputs of three kinds: as most unit tests draw them, as wider public ones do, and as our generator does.
 
 ``usual``: one call; a few sequences of equal length, all fresh, or, where an operator reads its state, all with a random
 state; slots 0..N-1; dense memory that holds zeros where nobody wrote; K = V; standard normal values.

@@ -22,7 +22,7 @@ from harness.isolation import find_property
 
 SCHEMA_VERSION = 1
 #: In tables: what each kind of input is called.
-HEADINGS: dict[Kind, str] = {"usual": "usual inputs", "ragged": "widest public", "ours": "our batches"}
+HEADINGS: dict[Kind, str] = {"usual": "usual inputs", "ragged": "wider public", "ours": "our batches"}
 UNKNOWN = "unknown"
 #: Columns of a terminal that has room for who uses a rule.
 WIDE = 110
