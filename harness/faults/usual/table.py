@@ -226,9 +226,8 @@ def _main(summary: dict[str, Any], *, wide: bool) -> Table:
         users = [rule["user"]] if wide else []
         table.add_row(rule["title"], *users, *(str(rule["caught"][kind]) for kind in KINDS), alarms)
     gate, blank = summary["gate"], [""] * wide
-    if gate["known"]:
-        of = "" if gate["known"] == summary["faults"] else f" of {gate['known']}"
-        table.add_row("[bold]the whole gate[/]", *blank, "", "", f"[bold]{gate['killed']}[/]{of}", "")
+    if gate["known"] == summary["faults"]:
+        table.add_row("[bold]the whole gate[/]", *blank, "", "", f"[bold]{gate['killed']}[/]", "")
     table.add_row("faults", *blank, *[str(summary["faults"])] * len(KINDS), "", style="dim")
     return table
 
