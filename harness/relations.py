@@ -31,7 +31,7 @@ def equivalence_body(context: Context, case: Case) -> None:
 def published(strategy: Callable[..., Any]) -> Property:
     """Equivalence at the shapes of published models: among any shapes they are few, and kernels have paths for them.
 
-    A GPU's alone: the interpreter takes seconds for one such case.
+    A GPU's alone, since the interpreter takes seconds for one such case, and in the dtypes that models are served in.
     """
     return Property(
         "equivalence_at_published_shapes",

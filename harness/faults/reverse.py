@@ -12,9 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from hypothesis import HealthCheck, Phase, given, seed, settings
-
 from harness import operators, strategies, tiers
+from harness.draws import draws
 from harness.faults.merge import Matrix
 from harness.faults.verdict import Verdict, Witness
 from harness.isolation import suite
@@ -151,25 +150,10 @@ def draw(operator: str, device: str, counts: dict[str, Counter[str]], cases: int
     """
     of = operators.get(operator)
     scale = strategies.GPU if device == "cuda" else strategies.CPU
-    seen = 0
-    for dtype in of.dtypes:
-
-        @seed(0)
-        @settings(
-            max_examples=max(1, cases // len(of.dtypes)),
-            deadline=None,
-            database=None,
-            phases=(Phase.generate,),
-            suppress_health_check=list(HealthCheck),
-        )
-        @given(case=of.cases(scale, dtype))
-        def look(case: Any) -> None:
-            nonlocal seen
-            seen += 1
-            _observe(counts, of.coverage(case))
-
-        look()
-    return seen
+    drawn = [case for dtype in of.dtypes for case in draws(of.cases(scale, dtype), max(1, cases // len(of.dtypes)), 0)]
+    for case in drawn:
+        _observe(counts, of.coverage(case))
+    return len(drawn)
 
 
 def killing_values(operator: str, witnesses: Iterable[Witness]) -> dict[str, Counter[str]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from harness import strategies
 from harness.batch import Batch
-from harness.case import Case, Segment
+from harness.case import Case, Layout, Segment
 from harness.operators import base
 from harness.strategies import Scale
 
@@ -72,8 +72,9 @@ def delta_cases(
     dims: SearchStrategy[dict[str, int]],
     regime: Mapping[str, list[str]],
     options: Mapping[str, SearchStrategy[Any]],
+    layouts: SearchStrategy[Layout] | None = None,
 ) -> SearchStrategy[Case]:
-    """Cases with ``dims`` H, R = HV / H, K and V, a word of each ``regime`` and these ``options``."""
+    """Cases with ``dims`` H, R = HV / H, K and V, a word of each ``regime`` and these ``options``; in any layout or these."""
     return st.builds(
         _case,
         st.just(operator),
@@ -83,7 +84,7 @@ def delta_cases(
         st.sampled_from(["float32", "float32", "bfloat16"]),
         st.fixed_dictionaries({name: st.sampled_from(words) for name, words in regime.items()}),
         st.fixed_dictionaries({"scale": st.sampled_from(SCALES), **options}),
-        strategies.layouts(heads=True, fused=True),
+        strategies.layouts(heads=True, fused=True) if layouts is None else layouts,
         st.just(scale.slots),
         strategies.PAD_SLOTS,
         strategies.CHOICES,

@@ -94,10 +94,10 @@ def operand_noise(batch: Batch, scale: float, dtype: torch.dtype) -> Result:
         of_X = X + T @ rounded(chunk.beta[..., None] * chunk.V) + W @ S.mT
         scores = (chunk.Q @ chunk.K.mT) * chunk.D
         # Whether they carry the scale when they are rounded matters where they are subnormal.
-        of_scores = rounded(scale * scores) / scale**2 + chunk.D.square() * (Q @ K.mT)
-        read = chunk.eG.square()[..., None] * (Q @ (S + N).mT) + of_scores @ X + scores.square() @ of_X
+        of_scores = rounded(scale * scores) + scale**2 * chunk.D.square() * (Q @ K.mT)
+        read = chunk.eG.square()[..., None] * (Q @ (S + N).mT) + scores.square() @ of_X
         to_end = chunk.to_end.square()[..., None] * K
-        return scale**2 * read, chunk.eG[..., -1, None, None].square() * N + (of_X + X).mT @ to_end
+        return scale**2 * read + of_scores @ X, chunk.eG[..., -1, None, None].square() * N + (of_X + X).mT @ to_end
 
     squares = _accumulated(batch, torch.zeros_like, step)
     return Result(

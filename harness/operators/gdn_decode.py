@@ -11,7 +11,7 @@ from torch import Tensor
 
 from harness import strategies
 from harness.batch import Batch, Result
-from harness.case import Case
+from harness.case import Case, Layout
 from harness.execution import Call
 from harness.memory import Arena
 from harness.operators import published
@@ -38,9 +38,15 @@ class GdnDecode(DeltaRule):
 
     def published_cases(self, scale: Scale, dtype: str) -> SearchStrategy[Case]:
         """Head dims and heads of published models, for which a kernel may well have a path of its own."""
-        return self._cases(published.few_sequences(scale), dtype, published.shards())
+        return self._cases(published.few_sequences(scale), dtype, published.shards(), published.layouts())
 
-    def _cases(self, scale: Scale, dtype: str, dims: SearchStrategy[dict[str, int]]) -> SearchStrategy[Case]:
+    def _cases(
+        self,
+        scale: Scale,
+        dtype: str,
+        dims: SearchStrategy[dict[str, int]],
+        layouts: SearchStrategy[Layout] | None = None,
+    ) -> SearchStrategy[Case]:
         return delta_cases(
             self.name,
             scale,
@@ -49,6 +55,7 @@ class GdnDecode(DeltaRule):
             dims=dims,
             regime={"amplitude": ["unit", "unit", "tiny", "large"], "decay": DECAYS, "keys": KEYS},
             options={"float32_gates": st.booleans()},
+            layouts=layouts,
         )
 
     def compile_cases(self, dtype: str) -> Iterator[Case]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from harness import strategies
 from harness.batch import Batch, Result
-from harness.case import Case, Segment
+from harness.case import Case, Layout, Segment
 from harness.execution import Call
 from harness.memory import Arena
 from harness.operators import delta_terms, published
@@ -52,8 +52,12 @@ class GdnPrefill(DeltaRule):
     def published_cases(self, scale: Scale, dtype: str) -> SearchStrategy[Case]:
         """Head dims and heads of published models, for which a kernel may well have a path of its own."""
         few = published.few_sequences(scale)
-        segments = strategies.segments(few, length=strategies.near(scale.boundaries, few.max_tokens))
-        return prefill_cases(few, dtype, segments, published.shards())
+        # Half of the sequences have a chunk or more, and hardly any no token.
+        length = strategies.weighted(
+            (2, st.integers(1, 80)), (2, st.integers(64, 200)), (1, st.integers(0, few.max_tokens))
+        )
+        segments = strategies.segments(few, length=length, kinds=("fresh", "resumed", "resumed"))
+        return prefill_cases(few, dtype, segments, published.shards(), published.layouts())
 
     def far_cases(self, scale: Scale, dtype: str) -> SearchStrategy[Case]:
         """Cases for `run_far_apart`: the second sequence begins where an offset needs more than 31 bits."""
@@ -142,8 +146,9 @@ def prefill_cases(
     dtype: str,
     segments: SearchStrategy[tuple[Segment, ...]],
     dims: SearchStrategy[dict[str, int]] | None = None,
+    layouts: SearchStrategy[Layout] | None = None,
 ) -> SearchStrategy[Case]:
-    """Cases of these segments and dims, otherwise as usual."""
+    """Cases of these segments, dims and layouts, otherwise as usual."""
     return delta_cases(
         GdnPrefill.name,
         scale,
@@ -157,6 +162,7 @@ def prefill_cases(
             "beta": BETAS,
         },
         options={},
+        layouts=layouts,
     )
 
 

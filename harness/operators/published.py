@@ -42,6 +42,11 @@ def shards() -> SearchStrategy[dict[str, int]]:
     return st.sampled_from(dims)
 
 
+def layouts() -> SearchStrategy[Layout]:
+    """Memory as engines have it: q, k and v side by side or apart. Odd pitches and bases have properties of their own."""
+    return st.builds(Layout, fused=st.booleans(), wide_indices=st.booleans())
+
+
 def few_sequences(scale: Scale) -> Scale:
     """As large as ``scale`` otherwise."""
     return replace(scale, max_sequences=FEW, slots=SLOTS, max_tokens=min(scale.max_tokens, 2000))

@@ -218,6 +218,19 @@ def test_zero_rows_must_be_zero() -> None:
             require_within(got + torch.tensor([[0.0], [1e-4]]).to(dtype), zero, got, zero, "o")
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("what", ["model", "magnitude", "operand noise"])
+def test_an_allowance_that_is_no_number_is_an_error(what: str, value: float) -> None:
+    """Nothing is larger than no number: every row would be right. Where the oracle is none either, there is nothing to judge."""
+    row = torch.ones(2, 3, dtype=torch.float64)
+    wild = torch.where(torch.arange(2)[:, None] == 1, value, row)
+    given = {"model": row, "magnitude": row, "operand noise": row, what: wild}
+    arguments = (given["model"], given["magnitude"], "output", str, given["operand noise"])
+    with pytest.raises(RuntimeError, match="allowance"):
+        budget.require_within(row.float(), row, *arguments)
+    assert budget.require_within(wild.float(), wild, *arguments) < 1
+
+
 def test_constants_are_those_of_the_record() -> None:
     """They change together with docs/budget.md and a new measurement, or not at all."""
     assert (budget.FACTOR, budget.OUTPUT_ULPS_RMS, budget.OUTPUT_ULPS_MAX, budget.COMPUTE_ULPS) == (2.0, 0.5, 1.0, 16.0)

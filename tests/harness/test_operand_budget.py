@@ -16,9 +16,10 @@ from harness.batch import Batch, Result
 from harness.case import Case, Segment
 from harness.context import Context
 from harness.failure import Failure
+from harness.operators import delta_terms
 from references.gdn import gdn_recurrence
 from tests.harness.right_prefill import published_prefills, right_prefills
-from tests.harness.support import draws
+from tests.harness.support import draws, find_any
 from tests.harness.test_budget import CASES
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -149,3 +150,15 @@ def test_operand_noise_floors_the_model_error(dtype: str) -> None:
     extra = (allowed.rms_allowed - plain.rms_allowed).tolist()
     assert extra[0] == pytest.approx(budget.FACTOR * budget.OPERAND_ULPS_RMS * 0.01)
     assert extra[1] == 0
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.5, 2.0])
+def test_the_noise_of_a_scaled_output_is_scaled(scale: float) -> None:
+    """Every rounding of an output is a factor of it, the scale too. Zero times anything has none: not even of no number."""
+    case = find_any(
+        PREFILL.cases(strategies.CPU, "bfloat16"), lambda c: c.tokens > 70 and c.regime["amplitude"] == "unit"
+    )
+    batch = PREFILL.batch(case, CPU)
+    plain, scaled = (delta_terms.operand_noise(batch, s, torch.bfloat16) for s in (1.0, scale))
+    for one, other in zip(plain.outputs, scaled.outputs, strict=True):
+        torch.testing.assert_close(other, abs(scale) * one)

@@ -17,12 +17,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from hypothesis import HealthCheck, Phase, given, seed, settings
-
 from harness import operators
 from harness.case import AnyCase, Case, Segment, Step, StepCase
 from harness.cell import Cell, CellSpec
 from harness.context import Property
+from harness.draws import draws
 from harness.isolation import suite
 
 Kind = Literal["usual", "ragged", "ours"]
@@ -62,29 +61,14 @@ def cases(operator: str, kind: Kind, drawing: Drawing) -> list[AnyCase]:
 
 def drawn(operator: str, dtype: str, drawing: Drawing) -> list[AnyCase]:
     """What the operator's properties of equivalence would be given, in proportion to their weights."""
-    properties = [p for p in suite(operator).PROPERTIES if p.group == "equivalence"]
+    properties = [p for p in suite(operator).PROPERTIES if p.group == "equivalence" and "cpu" in p.devices]
     count = drawing.cases * SHARES.get(operator, 1.0) / sum(p.weight for p in properties)
     return [c for p in properties for c in _drawn(operator, dtype, p, max(2, round(count * p.weight)), drawing)]
 
 
 def _drawn(operator: str, dtype: str, prop: Property, count: int, drawing: Drawing) -> list[AnyCase]:
     spec = CellSpec(operator, "", drawing.target, prop.name, "cpu", dtype, count, drawing.seed)
-    taken: list[AnyCase] = []
-
-    @seed(drawing.seed)
-    @settings(
-        max_examples=count,
-        deadline=None,
-        database=None,
-        phases=(Phase.generate,),
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(Cell(spec, prop).strategy())
-    def take(case: AnyCase) -> None:
-        taken.append(case)
-
-    take()
-    return taken
+    return draws(Cell(spec, prop).strategy(), count, drawing.seed)
 
 
 # -- the usual kinds --------------------------------------------------------------------------------------------------
