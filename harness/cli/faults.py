@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from harness.faults.verdict import Verdict
 
 USAGE = 2
+#: Seconds for a fault. On a GPU most of them go to the compiler: a shape more is a kernel more.
+TIME_LIMIT = {"cpu": 60.0, "cuda": 300.0}
 #: What a shell says of a command that Ctrl-C ended.
 INTERRUPTED = 130
 
@@ -43,7 +45,10 @@ def command(
     witnesses: Annotated[int, typer.Option(help="Go on until so many properties have killed the fault.", min=1)] = 1,
     seed: Annotated[int | None, typer.Option(help="Repeats a run exactly; drawn and printed by default.")] = None,
     workers: Annotated[int | None, typer.Option(help="Trials at a time; one a core by default.", min=1)] = None,
-    time_limit: Annotated[float, typer.Option(help="Seconds after which no further case of a fault is tried.")] = 60.0,
+    time_limit: Annotated[
+        float | None,
+        typer.Option(help="Seconds after which no further case of a fault is tried; 60, on a GPU 300.", min=1),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder of faults.json, matrix.html and each trial's log.")] = Path(
         "out/faults"
     ),
@@ -64,7 +69,9 @@ def command(
         if judging:
             from harness.cli.judging import judge
 
-            raise typer.Exit(judge(fault or (), seed=drawn, workers=workers or 2, time_limit=time_limit, out=out))
+            raise typer.Exit(
+                judge(fault or (), seed=drawn, workers=workers or 2, time_limit=time_limit or 60.0, out=out)
+            )
         chosen = choose(device)
         from harness.faults import injection, matrix, merge, model, mutation, page, reverse, runner
         from harness.faults.verdict import Settings
@@ -90,7 +97,12 @@ def command(
 
     console = Console(file=sys.stdout)
     settings = Settings(
-        device=chosen, seed=drawn, folder=out / "trials", time_limit=time_limit, tier=tier, witnesses=witnesses
+        device=chosen,
+        seed=drawn,
+        folder=out / "trials",
+        time_limit=time_limit or TIME_LIMIT[chosen],
+        tier=tier,
+        witnesses=witnesses,
     )
     # An earlier run's matrix would be taken for this one's, were this one to end without a word.
     for name in ("matrix.html", "matrix.json"):
