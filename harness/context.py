@@ -141,8 +141,13 @@ class Context:
     def require_same(
         self, got: Result, expected: Result, why: str, *, batch: Batch, only: list[int] | None = None
     ) -> None:
-        """Bitwise equality of outputs and states, sequence by sequence; by the budget for a subject that promises less."""
+        """Bitwise equality of outputs and states, sequence by sequence; by the budget for a subject that promises less.
+
+        ``only``: these sequences; of ``batch``, what the others hold need not be what ``got`` was computed from.
+        """
         if not self.capabilities.bitwise:
+            if only is not None:
+                got, batch = got.select(only), batch.select(only)
             self.require_within_budget(got, batch)
             return
         chosen = list(range(len(expected.outputs))) if only is None else only

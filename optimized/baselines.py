@@ -247,6 +247,11 @@ def gdn_prefill(
 gdn_prefill.wraps = "optimized.gdn_prefill:gdn_prefill"  # type: ignore[attr-defined]
 
 
+# torch's functions promise no bits: on a CPU they depend on where in a vector register an element lies.
+for _function in (conv_prefill, conv_update, gdn_decode, gated_rmsnorm):
+    _function.sluicegate = {"bitwise": False}  # type: ignore[attr-defined]
+
+
 def _activate(x: Tensor, activation: str | None) -> Tensor:
     return F.silu(x) if activation == "silu" else x
 

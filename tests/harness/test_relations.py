@@ -247,3 +247,16 @@ def test_the_message_says_what_was_promised() -> None:
     assert result.failure.rows
     assert "2 fresh tokens in slot 0" in result.failure.sentence
     assert 1 <= result.failure.examples <= 60
+
+
+@pytest.mark.parametrize("prop", ["neighbour_perturbed", "future_perturbed", "sequences_permuted"])
+@pytest.mark.parametrize("operator", ["conv_prefill", "gdn_prefill"])
+def test_right_without_a_promise_about_bits(operator: str, prop: str) -> None:
+    """What a relation compares is judged by the budget of the batch that it was computed from."""
+    result = run_cell(operator, prop, target(operator, "unpromised"), examples=30)
+    assert result.status == "passed", result.failure
+
+
+@pytest.mark.parametrize("prop", ["neighbour_perturbed", "future_perturbed"])
+def test_wrong_without_a_promise_about_bits(prop: str) -> None:
+    failing_case(run_cell("conv_prefill", prop, target("first_row_reaches_the_last", "unpromised")), "over budget")
