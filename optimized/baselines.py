@@ -248,8 +248,8 @@ gdn_prefill.wraps = "optimized.gdn_prefill:gdn_prefill"  # type: ignore[attr-def
 
 
 # torch's functions promise no bits: on a CPU they depend on where in a vector register an element lies.
-for _function in (conv_prefill, conv_update, gdn_decode, gated_rmsnorm):
-    _function.sluicegate = {"bitwise": False}  # type: ignore[attr-defined]
+for _name in ("conv_prefill", "conv_update", "gdn_decode", "gated_rmsnorm"):
+    globals()[_name].sluicegate = {"bitwise": False}
 
 
 def _activate(x: Tensor, activation: str | None) -> Tensor:

@@ -36,5 +36,6 @@ def first_row_reaches_the_last(x: Tensor, weight: Tensor, **rest: Any) -> Tensor
     return references.conv_prefill(mixed, weight, **rest)
 
 
-for _function in (conv_prefill, conv_update, gdn_prefill, gdn_decode, gated_rmsnorm, first_row_reaches_the_last):
-    _function.sluicegate = {"bitwise": False}  # type: ignore[attr-defined]
+_NAMES = ("conv_prefill", "conv_update", "gdn_prefill", "gdn_decode", "gated_rmsnorm", "first_row_reaches_the_last")
+for _name in _NAMES:
+    globals()[_name].sluicegate = {"bitwise": False}
