@@ -68,7 +68,9 @@ def main() -> int:
     (arguments.out / f"{name}.json").write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")
     figures = error_figures.figures(data)
     if figures:
-        svg = figures["operators"][0]["figures"][0]["svg"].replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+        svg = figures["operators"][0]["figures"][0]["svg"].replace(
+            "<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1
+        )
         (arguments.out / f"{name}.svg").write_text(svg, encoding="utf-8")
     show(console, found, data)
     console.print(f"Written to {arguments.out / name}.json and .svg")

@@ -132,7 +132,6 @@ def require_within(
     """
     if got.numel() == 0:
         return 0.0
-    bad = ~torch.isfinite(got) & torch.isfinite(oracle)
     measured = measure(got, oracle, model, magnitude, operand_noise)
     judged = torch.isfinite(oracle).reshape(-1, got.shape[-1]).all(1)
     if not bool(torch.isfinite(measured.rms_allowed + measured.peak_allowed)[judged].all()):
@@ -140,6 +139,7 @@ def require_within(
             f"{what}: a row's allowance is no number, so that anything would be within it; the model kernel, the magnitude"
             " or the operand noise of its operator is at fault"
         )
+    bad = ~torch.isfinite(got) & torch.isfinite(oracle)
     ratio = torch.nan_to_num(measured.ratio, nan=0.0, posinf=float("inf"))
     if bool(bad.any()):
         bad_rows = bad.reshape(-1, got.shape[-1]).any(1)
