@@ -14,8 +14,6 @@ import typer
 from harness.cli.device import choose
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from harness.subjects import Subject
 
 USAGE = 2
@@ -59,13 +57,14 @@ def command(
     import triton
     from rich.console import Console
 
+    from harness.cli.progress import StagesBar
     from harness.compiling import matrix, report
     from harness.report.model import environment
     from harness.verification import default_workers
 
     console = Console(file=sys.stdout)
     count, start = jobs or default_workers("cpu"), time.perf_counter()
-    with _Progress(console) as progress:
+    with StagesBar(console, "compile") as progress:
         cells = matrix.run(subjects, archs, dtypes, jobs=count, listener=progress.advance)
     version = triton.__version__
     compared = ""
@@ -125,24 +124,3 @@ def _dtypes(names: list[str] | None) -> list[str] | None:
         if name not in known:
             raise ValueError(f"--dtype: got {name!r}, expected one of {', '.join(known)}")
     return names or None
-
-
-class _Progress:
-    """A bar: first over the subjects that are called, then over the kernels that are compiled."""
-
-    def __init__(self, console: Console) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-        columns = (TextColumn("[bold]compile[/] {task.description}"), BarColumn(), MofNCompleteColumn())
-        self.bar = Progress(*columns, TimeElapsedColumn(), console=console)
-        self.task = self.bar.add_task("")
-
-    def __enter__(self) -> _Progress:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
-    def advance(self, what: str, done: int, total: int) -> None:
-        self.bar.update(self.task, description=what, completed=done, total=total)

@@ -13,8 +13,6 @@ import typer
 from harness.cli.device import DeviceChoice, choose
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from harness.faults.verdict import Verdict
 
 USAGE = 2
@@ -95,6 +93,8 @@ def command(
 
     from rich.console import Console
 
+    from harness.cli.progress import VerdictsBar
+
     console = Console(file=sys.stdout)
     settings = Settings(
         device=chosen,
@@ -110,7 +110,7 @@ def command(
     saved = matrix.Saved(settings, len(faults), out / "faults.json")
     verdicts: list[Verdict] | None = None
     try:
-        with _Progress(console, f"on {chosen}, {tier}, seed {drawn}", len(faults)) as progress:
+        with VerdictsBar(console, f"on {chosen}, {tier}, seed {drawn}", len(faults)) as progress:
 
             def listen(verdict: Verdict) -> None:
                 saved.add(verdict)
@@ -128,33 +128,3 @@ def command(
     _, written = page.write(whole, reverse.view(whole), out)
     console.print(f"{saved.path}, {written}; the same again with --seed {drawn}", highlight=False, soft_wrap=True)
     raise typer.Exit(INTERRUPTED if verdicts is None else matrix.exit_status(verdicts))
-
-
-class _Progress:
-    """A bar that counts verdicts as they come."""
-
-    def __init__(self, console: Console, words: str, total: int) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-        self.bar = Progress(
-            TextColumn("[bold]faults[/] {task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[killed]} killed, {task.fields[alive]} not"),
-            TimeElapsedColumn(),
-            console=console,
-        )
-        self.task = self.bar.add_task(words, total=total, killed=0, alive=0)
-        self.killed = self.alive = 0
-
-    def __enter__(self) -> _Progress:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
-    def advance(self, verdict: Verdict) -> None:
-        self.killed += verdict.status == "killed"
-        self.alive += verdict.status in ("survived", "error")
-        self.bar.update(self.task, advance=1, killed=self.killed, alive=self.alive)

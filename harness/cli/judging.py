@@ -14,7 +14,7 @@ def judge(ids: Sequence[str], *, seed: int, workers: int, time_limit: float, out
     """
     from rich.console import Console
 
-    from harness.cli.faults import _Progress
+    from harness.cli.progress import VerdictsBar
     from harness.faults import matrix
     from harness.faults.judging import checkout, model, runner
     from harness.faults.verdict import Settings, Verdict
@@ -29,7 +29,7 @@ def judge(ids: Sequence[str], *, seed: int, workers: int, time_limit: float, out
     settings = Settings(device="cpu", seed=seed, folder=(out / "judging").resolve(), time_limit=2 * time_limit)
     console = Console(file=sys.stdout)
     saved = matrix.Saved(settings, len(faults), out / "faults.json")
-    with _Progress(console, f"in the judging code, seed {seed}", len(faults)) as progress:
+    with VerdictsBar(console, f"in the judging code, seed {seed}", len(faults)) as progress:
 
         def listen(verdict: Verdict) -> None:
             saved.add(verdict)

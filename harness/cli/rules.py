@@ -73,11 +73,12 @@ def command(
 def _run(
     console: Console, faults: list[Fault], settings: Settings, gates: dict[str, Gate], workers: int, out: Path
 ) -> int:
+    from harness.cli.progress import StagesBar
     from harness.faults.usual import drawing, runner, table
     from harness.report.model import environment
 
     start = time.perf_counter()
-    with _Progress(console, settings.seed) as progress:
+    with StagesBar(console, "rules", f"seed {settings.seed}") as progress:
         measured = runner.run(faults, settings, workers=workers, listener=progress.advance)
     run = {
         "command": "sluicegate " + shlex.join(sys.argv[1:]),
@@ -92,25 +93,3 @@ def _run(
     words = f"{out / 'rules.json'}, {out / 'rules.svg'}; the same again with --seed {settings.seed}"
     console.print(words, highlight=False, soft_wrap=True)
     return table.exit_status(report)
-
-
-class _Progress:
-    """A bar: first over the subjects whose calls are prepared, then over the faults, kind by kind."""
-
-    def __init__(self, console: Console, seed: int) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-        columns = (TextColumn("[bold]rules[/] {task.description}"), BarColumn(), MofNCompleteColumn())
-        self.bar = Progress(*columns, TimeElapsedColumn(), console=console)
-        self.words = f"seed {seed}"
-        self.task = self.bar.add_task(self.words)
-
-    def __enter__(self) -> _Progress:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
-    def advance(self, what: str, done: int, total: int) -> None:
-        self.bar.update(self.task, description=f"{self.words}, {what}", completed=done, total=total)

@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from harness.faults.verdict import Settings, Verdict, by_operator
+from harness.files import write_whole
 
 SCHEMA_VERSION = 2
 #: Columns of a terminal that has room for the smallest batch beside the rest; the JSON always has it.
@@ -95,9 +96,7 @@ class Saved:
         chosen = self.verdicts if verdicts is None else verdicts
         data = to_json(chosen, self.settings, time.perf_counter() - self.start, self.planned)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        draft = self.path.with_suffix(".draft")
-        draft.write_text(json.dumps(data, indent=1, ensure_ascii=False), encoding="utf-8")
-        draft.replace(self.path)
+        write_whole(self.path, json.dumps(data, indent=1, ensure_ascii=False))
         self.written = time.perf_counter()
         return data
 

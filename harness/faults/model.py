@@ -125,12 +125,27 @@ def load(folder: Path = CATALOGUE) -> list[Fault]:
     """
     files = sorted(folder.glob("*.yaml"), key=lambda path: _rank(path.stem))
     faults = [fault for path in files for fault in read(path)]
+    check_ids(faults)
+    return faults
+
+
+def check_ids(faults: Iterable[Fault]) -> None:
+    """ValueError for an id that occurs twice."""
     seen: set[str] = set()
     for fault in faults:
         if fault.id in seen:
             raise ValueError(f"fault {fault.id}: the id occurs twice in the catalogue; ids name a fault in reports")
         seen.add(fault.id)
-    return faults
+
+
+def check_fields(path: Path, entry: dict[str, Any], required: set[str], known: set[str]) -> None:
+    """ValueError for an entry of ``path`` that lacks a required field or has an unknown one."""
+    missing, unknown = required - set(entry), set(entry) - known
+    if missing or unknown:
+        raise ValueError(
+            f"{path.name}: fault {entry.get('id', 'without an id')}: missing fields {sorted(missing)},"
+            f" unknown fields {sorted(unknown)}"
+        )
 
 
 def read(path: Path) -> list[Fault]:
@@ -140,12 +155,7 @@ def read(path: Path) -> list[Fault]:
 
 
 def _fault(path: Path, data: dict[str, Any], entry: dict[str, Any]) -> Fault:
-    name = entry.get("id", "without an id")
-    missing, unknown = _REQUIRED - set(entry), set(entry) - _KNOWN
-    if missing or unknown:
-        raise ValueError(
-            f"{path.name}: fault {name}: missing fields {sorted(missing)}, unknown fields {sorted(unknown)}"
-        )
+    check_fields(path, entry, _REQUIRED, _KNOWN)
     subject = entry.get("subject", data["subject"])
     return Fault(
         id=entry["id"],

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.faults.model import Fault
+from harness.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,7 @@ class Verdict:
 
     def save(self, path: Path) -> None:
         """Whole or not at all: the parent reads it when this process is gone, however it went."""
-        draft = path.with_suffix(".draft")
-        draft.write_text(json.dumps(self.to_json()), encoding="utf-8")
-        draft.replace(path)
+        write_whole(path, json.dumps(self.to_json()))
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Verdict:

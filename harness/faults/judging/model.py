@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from harness.faults.model import OWN, Fault
+from harness.faults.model import OWN, Fault, check_fields, check_ids
 
 CATALOGUE = Path(__file__).with_name("catalogue")
 #: Where judges live.
@@ -48,11 +48,7 @@ class JudgingFault(Fault):
 def load(folder: Path = CATALOGUE) -> list[JudgingFault]:
     """Every fault, in the order of the files. Raises ValueError for an entry of another shape or an id that occurs twice."""
     faults = [fault for path in sorted(folder.glob("*.yaml")) for fault in _read(path)]
-    seen: set[str] = set()
-    for fault in faults:
-        if fault.id in seen:
-            raise ValueError(f"fault {fault.id}: the id occurs twice; ids name a fault in reports")
-        seen.add(fault.id)
+    check_ids(faults)
     return faults
 
 
@@ -62,12 +58,7 @@ def _read(path: Path) -> list[JudgingFault]:
 
 
 def _fault(path: Path, area: str, entry: dict[str, Any]) -> JudgingFault:
-    missing, unknown = _FIELDS - set(entry), set(entry) - _FIELDS
-    if missing or unknown:
-        raise ValueError(
-            f"{path.name}: fault {entry.get('id', 'without an id')}: missing fields {sorted(missing)},"
-            f" unknown fields {sorted(unknown)}"
-        )
+    check_fields(path, entry, _FIELDS, _FIELDS)
     return JudgingFault(
         id=entry["id"],
         operator=area,

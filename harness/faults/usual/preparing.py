@@ -18,6 +18,7 @@ from harness.case import AnyCase
 from harness.faults.model import Fault
 from harness.faults.usual import calls, inputs, rules
 from harness.faults.usual.inputs import Drawing, Kind
+from harness.files import write_whole
 from harness.subjects import load_target
 
 
@@ -52,10 +53,7 @@ def main(bench: Bench, cases: int, seed: int, folder: Path) -> None:
     interpreter.repair()
     # A case is pickled as its JSON: its mappings are read-only views, which cannot be.
     prepared = [(one.case.to_json(), one.parts, one.passes) for one in prepare(bench, cases, seed)]
-    path = bench.path(folder)
-    draft = path.with_suffix(".draft")
-    draft.write_bytes(pickle.dumps(prepared))
-    draft.replace(path)
+    write_whole(bench.path(folder), pickle.dumps(prepared))
 
 
 def prepare(bench: Bench, cases: int, seed: int) -> Iterator[Prepared]:

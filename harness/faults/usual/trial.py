@@ -21,6 +21,7 @@ from harness.faults.trial import CASE_TIMEOUT
 from harness.faults.usual import calls, preparing, rules
 from harness.faults.usual.inputs import Kind
 from harness.faults.usual.preparing import Bench, Prepared
+from harness.files import write_whole
 from harness.subjects import load_target
 
 
@@ -53,9 +54,7 @@ class Outcome:
     seconds: float = 0.0
 
     def save(self, path: Path) -> None:
-        draft = path.with_suffix(".draft")
-        draft.write_text(json.dumps(asdict(self)), encoding="utf-8")
-        draft.replace(path)
+        write_whole(path, json.dumps(asdict(self)))
 
     @classmethod
     def load(cls, path: Path) -> Outcome:
