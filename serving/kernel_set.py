@@ -23,5 +23,6 @@ class KernelSet:
     moe: Callable[..., Any]
     chunk_size: int = 64
 
-    def replaced(self, **operators: Callable[..., Any]) -> KernelSet:
+    def replaced(self, **operators: Any) -> KernelSet:
+        """The same set with other implementations of the named operators."""
         return replace(self, **operators)
