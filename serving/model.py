@@ -79,6 +79,11 @@ class HybridModel:
     def device(self) -> torch.device:
         return self.weights["embed"].device
 
+    @property
+    def kernels(self) -> KernelSet:
+        """Those of the first layer: an engine takes its builder of metadata and its chunk size from them."""
+        return self.layers[0].kernels
+
     def use(self, kernels: KernelSet) -> None:
         """Compute every layer with these from now on."""
         for layer in self.layers:
