@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 Kind = Literal["fresh", "resumed", "inactive"]
 
@@ -181,4 +181,18 @@ class StepCase:
         return cls(**fields)
 
 
-AnyCase = Case | StepCase
+class OtherCase(Protocol):
+    """What an operator with a kind of case of its own must give: a frozen dataclass, whose ``repr`` tells cases apart."""
+
+    @property
+    def operator(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def lengths(self) -> list[int]: ...
+    @property
+    def tokens(self) -> int: ...
+    def to_json(self) -> dict[str, Any]: ...
+
+
+AnyCase = Case | StepCase | OtherCase

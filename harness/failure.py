@@ -32,6 +32,11 @@ SYMPTOMS = (
     "not capturable",
     "address moved",
     "wrong metadata",
+    "wrong schedule",
+    "wrong accounting",
+    "wrong answer",
+    "stuck",
+    "recomputed",
 )
 
 

@@ -45,6 +45,9 @@ def candidates(case: AnyCase) -> Iterator[AnyCase]:
     if isinstance(case, StepCase):
         yield from _smaller_lives(case)
         return
+    if not isinstance(case, Case):
+        yield from operators.get(case.operator).smaller(case)
+        return
     yield from _fewer_sequences(case)
     yield from _joined_segments(case)
     if not case.layout.dense:

@@ -21,6 +21,7 @@ CASES: dict[str, dict[str, dict[str, int]]] = {
             "gdn_decode": 500,
             "gdn_prefill": 250,
             "gated_rmsnorm": 200,
+            "engine": 800,
         },
         "cuda": {
             "chunk_metadata": 600,
@@ -30,6 +31,7 @@ CASES: dict[str, dict[str, dict[str, int]]] = {
             "gdn_decode": 600,
             "gdn_prefill": 600,
             "gated_rmsnorm": 300,
+            "engine": 100,
         },
     },
     "premerge": {
@@ -41,6 +43,7 @@ CASES: dict[str, dict[str, dict[str, int]]] = {
             "gdn_decode": 900,
             "gdn_prefill": 450,
             "gated_rmsnorm": 350,
+            "engine": 2500,
         },
         "cuda": {
             "chunk_metadata": 2200,
@@ -50,6 +53,7 @@ CASES: dict[str, dict[str, dict[str, int]]] = {
             "gdn_decode": 1500,
             "gdn_prefill": 1500,
             "gated_rmsnorm": 800,
+            "engine": 200,
         },
     },
     "nightly": {
@@ -61,6 +65,7 @@ CASES: dict[str, dict[str, dict[str, int]]] = {
             "gdn_decode": 5000,
             "gdn_prefill": 3000,
             "gated_rmsnorm": 2000,
+            "engine": 20000,
         },
         "cuda": {
             "chunk_metadata": 20000,
@@ -70,6 +75,7 @@ CASES: dict[str, dict[str, dict[str, int]]] = {
             "gdn_decode": 20000,
             "gdn_prefill": 20000,
             "gated_rmsnorm": 8000,
+            "engine": 1500,
         },
     },
 }

@@ -48,7 +48,7 @@ class Toy:
         vocab_size=VOCABULARY,
         hidden_size=1,
         layers=("linear_attention", "full_attention"),
-        key_heads=0,
+        key_heads=1,
         value_heads=1,
         key_dim=1,
         value_dim=1,

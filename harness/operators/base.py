@@ -55,6 +55,10 @@ class Operator(ABC):
     def describe(self, case: Any) -> str:
         """The case in a sentence that a person would say."""
 
+    def smaller(self, case: Any) -> Iterator[Any]:
+        """Smaller cases, the boldest first, of an operator that has a kind of case of its own."""
+        return iter(())
+
     def case_from_json(self, data: Mapping[str, Any]) -> AnyCase:
         case: AnyCase = self.case_type.from_json(data)
         return case

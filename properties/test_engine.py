@@ -1,0 +1,265 @@
+"""What must hold of an engine over its life: every step, slot, page and answer, whatever is done to it in whatever order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+
+from harness.context import Context, Property
+from harness.failure import fail
+from harness.pytest_plugin import CheckedCell
+from harness.strategies import CHOICES, SEEDS, Scale
+from serving.config import ModelConfig
+from serving.engine_case import Action, EngineCase, Size
+from serving.kernel_set import KernelSet
+from serving.life import Life
+from serving.model import HybridModel
+from serving.operator import actions, sizes
+from serving.request import Request, Sampling
+from serving.toy import Toy
+from serving.truth import ModelTruth, ToyTruth
+from serving.weights import random_weights
+
+OPERATOR = "engine"
+TOY = Toy()
+TINY = ModelConfig(
+    vocab_size=24,
+    hidden_size=16,
+    layers=("linear_attention", "full_attention"),
+    key_heads=1,
+    value_heads=2,
+    key_dim=4,
+    value_dim=8,
+    conv_width=4,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+    rotary_dim=4,
+    rope_theta=1e4,
+    intermediate_size=16,
+)
+
+
+def lived(context: Context, case: EngineCase) -> Life:
+    """The case, lived through on the toy by a new engine."""
+    return Life(context.function, TOY, case.size.settings(case.seed)).live(case)
+
+
+# -- each answer is that of the request alone ------------------------------------------------------------------------
+
+
+def life_body(context: Context, case: EngineCase) -> None:
+    """Every step follows from the requests' histories, nothing is lost or shared, and every answer is exact."""
+    lived(context, case).require_right(ToyTruth())
+
+
+def models(scale: Scale, dtype: str) -> Any:
+    """Lives on a tiny hybrid model: kernels that go on from any token, so that snapshots may stand anywhere."""
+    return st.builds(
+        EngineCase,
+        operator=st.just(OPERATOR),
+        actions=st.lists(actions(), min_size=1, max_size=8).map(tuple),
+        size=sizes(),
+        model=st.sampled_from(["references", "optimized,moe=references"]),
+        seed=SEEDS,
+    )
+
+
+@cache
+def _hybrid(kernels: str, device: str) -> tuple[HybridModel, ModelTruth]:
+    weights = random_weights(TINY, 0, torch.float32, torch.device(device))
+    model = HybridModel(TINY, weights, KernelSet.named(kernels).replaced(chunk_size=4))
+    return model, ModelTruth(model)
+
+
+def model_body(context: Context, case: EngineCase) -> None:
+    """The same on a hybrid model: logits within the budget, tokens as they follow from them."""
+    model, truth = _hybrid(case.model, context.device.type)
+    graphs = "cuda" if context.device.type == "cuda" else "emulated"
+    settings = case.size.settings(case.seed, graphs=graphs, state_dtype=torch.float32)
+    Life(context.function, model, settings).live(case).require_right(truth)
+
+
+# -- what changes no answer ------------------------------------------------------------------------------------------
+
+
+def plenty(size: Size, **changes: Any) -> Size:
+    """An engine in which nothing runs out and nothing is remembered."""
+    return replace(size, slots=64, pages=64 * size.pages, max_batch_size=16, interval=0, **changes)
+
+
+def only(case: EngineCase, *kept: str) -> EngineCase:
+    return case.with_(actions=tuple(action for action in case.actions if action.what in kept))
+
+
+def require_same(got: dict[str, list[int]], expected: dict[str, list[int]], what: str) -> None:
+    """The answers of the requests that both have; where one was cut off, as far as it got."""
+    for name in sorted(set(got) & set(expected), key=int):
+        length = min(len(got[name]), len(expected[name]))
+        if got[name][:length] != expected[name][:length]:
+            fail("wrong answer", f"request {name}: {what} changed its answer: got {got[name]}, expected {expected[name]}")
+
+
+def alone_body(context: Context, case: EngineCase) -> None:
+    """A request beside others answers as it does in an engine of its own."""
+    together = lived(context, case)
+    answers = together.answers()
+    for request in case.requests(TOY.config.vocab_size):
+        by_itself = Life(context.function, TOY, plenty(case.size).settings(case.seed))
+        by_itself.submit(request)
+        by_itself.finish()
+        require_same({request.id: answers[request.id]}, by_itself.answers(), "the others")
+
+
+def order_body(context: Context, case: EngineCase) -> None:
+    """Who comes first does not matter to what is answered."""
+    forwards, backwards = (Life(context.function, TOY, case.size.settings(case.seed)) for _ in range(2))
+    requests = case.requests(TOY.config.vocab_size)
+    for life, ordered in ((forwards, requests), (backwards, requests[::-1])):
+        for request in ordered:
+            life.submit(request)
+        life.finish()
+    require_same(backwards.answers(), forwards.answers(), "the order of arrival")
+
+
+def resources_body(context: Context, case: EngineCase) -> None:
+    """Neither the budget of tokens nor pages, slots or the prefix cache change an answer."""
+    expected = lived(context, case).answers()
+    budget = replace(plenty(case.size), max_tokens=1 + case.choice % 32)
+    got = lived(context, only(case, "submit", "again", "step", "finish").with_(size=budget)).answers()
+    require_same(got, expected, f"{budget.max_tokens} tokens a step, and pages and slots for all,")
+
+
+def warm_body(context: Context, case: EngineCase) -> None:
+    """The same requests again, when their prefixes are remembered, answer the same."""
+    size = case.size if case.size.interval else replace(case.size, interval=4)
+    life = Life(context.function, TOY, size.settings(case.seed))
+    requests = case.requests(TOY.config.vocab_size)
+    for again in (0, 1000):
+        for request in requests:
+            life.submit(replace(request, id=str(int(request.id) + again)))
+        life.finish()
+    answers = life.answers()
+    second = {str(int(name) - 1000): answer for name, answer in answers.items() if int(name) >= 1000}
+    require_same(second, answers, "that it had been asked before")
+    context.note("tokens saved", life.watch.saved)
+
+
+def neighbours_body(context: Context, case: EngineCase) -> None:
+    """What is done to others, aborted or preempted, is nothing to a request."""
+    left_alone = only(case, "submit", "again", "step", "finish", "budget")
+    require_same(lived(context, case).answers(), lived(context, left_alone).answers(), "what was done to others")
+
+
+# -- what it costs ---------------------------------------------------------------------------------------------------
+
+
+def replays_body(context: Context, case: EngineCase) -> None:
+    """A step of decodes for which there is a graph is replayed, each graph is captured once, and no other step is padded."""
+    size = replace(case.size, graph_sizes=case.size.graph_sizes or (1, 2, 4), graphs=True)
+    life = lived(context, case.with_(size=size))
+    for number, report in enumerate(life.reports):
+        decodes = bool(report.rows) and not any(row.is_context for row in report.rows)
+        fits = decodes and len(report.rows) + report.padding in size.graph_sizes
+        if report.replayed != fits:
+            fail("not capturable", f"step {number}: replayed is {report.replayed}, expected {fits}; {len(report.rows)} rows")
+    captured = list(life.engine.graphs.captured)
+    sizes_used = sorted({len(r.rows) + r.padding for r in life.reports if r.replayed})
+    if captured != sizes_used:
+        fail("not capturable", f"graphs were captured for {captured} rows, expected {sizes_used}: once for each that came")
+
+
+def saves_body(context: Context, case: EngineCase) -> None:
+    """A prompt that comes again is computed from its last snapshot on, if there is room to remember it."""
+    interval = case.size.interval or 4
+    size = replace(plenty(case.size), interval=interval, cut=True)
+    life = Life(context.function, TOY, size.settings(case.seed))
+    for request in case.requests(TOY.config.vocab_size):
+        life.submit(request)
+        life.finish()
+        before = life.watch.saved
+        life.submit(replace(request, id=f"{request.id} again"))
+        life.finish()
+        # At least its last token is computed, and a snapshot stands at the last boundary before it.
+        least = (len(request.prompt) - 1) // interval * interval
+        if life.watch.saved - before < least:
+            got = life.watch.saved - before
+            fail("recomputed", f"a prompt of {len(request.prompt)} that comes again saves {got} tokens, expected {least}")
+
+
+# -- what is refused -------------------------------------------------------------------------------------------------
+
+
+def bad_requests(size: Size) -> Iterator[tuple[str, Callable[[Any], Any]]]:
+    """What a message must name, and what is asked."""
+    fine = Request("fine", (1, 2), 2)
+
+    def submitted(**changes: Any) -> Callable[[Any], Any]:
+        return lambda engine: engine.submit(replace(fine, **changes))
+
+    yield "prompt", submitted(prompt=())
+    yield "prompt", submitted(prompt=(1, -1))
+    yield "prompt", submitted(prompt=(TOY.config.vocab_size,))
+    yield "prompt", submitted(prompt=(1,) * size.capacity, max_new_tokens=1)
+    yield "prompt", submitted(max_new_tokens=size.capacity - 1)
+    yield "max_new_tokens", submitted(max_new_tokens=0)
+    yield "sampling", submitted(sampling=Sampling(temperature=-1.0))
+    yield "sampling", submitted(sampling=Sampling(temperature=1.0, top_p=0.0))
+    yield "sampling", submitted(sampling=Sampling(temperature=1.0, top_k=-1))
+    yield "id", submitted(id="taken")
+    yield "id", lambda engine: engine.abort("nobody")
+    yield "id", lambda engine: engine.preempt("nobody")
+    yield "id", lambda engine: engine.forget("taken")
+    yield "token_budget", lambda engine: engine.set_token_budget(0)
+    yield "token_budget", lambda engine: engine.set_token_budget(size.max_tokens + 1)
+
+
+def arguments_body(context: Context, case: EngineCase) -> None:
+    """A request that is malformed or can never be served is refused at once, by name, and changes nothing."""
+    life = Life(context.function, TOY, case.size.settings(case.seed))
+    life.submit(Request("taken", (1, 2, 3), 2))
+    life.step()
+    for name, asked in bad_requests(case.size):
+        before = (life.engine.ownership(), life.engine.unfinished, life.engine.token_budget)
+        try:
+            asked(life.engine)
+        except ValueError as error:
+            if not str(error).startswith(f"{name}: "):
+                fail("not rejected", f"the ValueError does not begin with {name!r}: {error}", mark=name)
+        except Exception as error:  # noqa: BLE001 - any other type than ValueError is the finding
+            fail("not rejected", f"{name}: raised {type(error).__name__}, expected a ValueError", mark=name)
+        else:
+            fail("not rejected", f"{name}: a bad one was accepted, expected a ValueError that names it", mark=name)
+        if before != (life.engine.ownership(), life.engine.unfinished, life.engine.token_budget):
+            fail("not rejected", f"{name}: refused, but the engine is not as before", mark=name)
+    longest = Request("longest", (1,) * (case.size.capacity - 1), 1)
+    life.submit(longest)
+    life.finish()
+    life.require_right(ToyTruth())
+
+
+# -- all of it -------------------------------------------------------------------------------------------------------
+
+ON_HOST = ("cpu",)
+
+engine_life = Property("engine_life", "equivalence", life_body, weight=12, devices=ON_HOST)
+model_life = Property("model_life", "equivalence", model_body, examples=12, strategy=models)
+alone = Property("batch_equals_alone", "relations", alone_body, devices=ON_HOST)
+order = Property("order_of_arrival", "relations", order_body, devices=ON_HOST)
+resources = Property("resources_change_no_answer", "relations", resources_body, devices=ON_HOST)
+warm = Property("cold_equals_warm_cache", "relations", warm_body, devices=ON_HOST)
+neighbours = Property("neighbours_change_no_answer", "relations", neighbours_body, devices=ON_HOST)
+replays = Property("decodes_are_replayed", "cost", replays_body, devices=ON_HOST)
+saves = Property("prefixes_are_reused", "cost", saves_body, devices=ON_HOST)
+arguments = Property("bad_requests", "arguments", arguments_body, examples=5, devices=ON_HOST)
+
+PROPERTIES = (engine_life, model_life, alone, order, resources, warm, neighbours, replays, saves, arguments)
+
+
+def test_property(cell: CheckedCell) -> None:
+    cell.check()

@@ -1,0 +1,167 @@
+"""The engine, as the harness sees it: an operator whose cases are lives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
+
+from harness.operators.base import Operator, plural
+from harness.strategies import CHOICES, SEEDS, Scale, near, weighted
+from serving.engine_case import Action, EngineCase, Size
+
+NAME = "engine"
+
+
+class EngineOperator(Operator):
+    name = NAME
+    summary = "continuous batching: every step's metadata, every slot and page, every answer as if its request were alone"
+    dtypes: ClassVar[tuple[str, ...]] = ("float32",)
+    case_type = EngineCase
+
+    def cases(self, scale: Scale, dtype: str) -> SearchStrategy[EngineCase]:
+        """Lives on the toy model: small engines, so that slots and pages run out."""
+        return st.builds(
+            EngineCase,
+            operator=st.just(self.name),
+            actions=st.lists(actions(), min_size=1, max_size=14).map(tuple),
+            size=sizes(),
+            choice=CHOICES,
+            seed=SEEDS,
+        )
+
+    def describe(self, case: EngineCase) -> str:
+        return f"{_say_size(case)}; {'; '.join(_say(case))}"
+
+    def coverage(self, case: EngineCase) -> dict[str, list[str | int]]:
+        return {
+            "prompt": list(case.lengths),
+            "requests": [len(case.submissions)],
+            "done": [action.what for action in case.actions],
+            "prefix cache": ["on" if case.size.interval else "off"],
+            "model": [case.model],
+        }
+
+    def smaller(self, case: EngineCase) -> Iterator[EngineCase]:
+        """Fewer actions, the boldest first; then plainer ones; then a plainer engine."""
+        count = len(case.actions)
+        length = count // 2
+        while length:
+            for start in range(0, count, length):
+                kept = (*case.actions[:start], *case.actions[start + length :])
+                if kept:
+                    yield case.with_(actions=kept)
+            length //= 2
+        for place, action in enumerate(case.actions):
+            for plainer in _plainer(action):
+                yield case.with_(actions=(*case.actions[:place], plainer, *case.actions[place + 1 :]))
+        plain = Size()
+        for name, value in vars(plain).items():
+            if getattr(case.size, name) != value:
+                yield case.with_(size=replace(case.size, **{name: value}))
+        for name in ("choice", "seed"):
+            if getattr(case, name):
+                yield case.with_(**{name: 0})
+
+
+def sizes() -> SearchStrategy[Size]:
+    """Engines in which slots, pages and budgets run out; the plainest has plenty of all."""
+    return st.builds(
+        _size,
+        slots=st.sampled_from([4, 1, 2, 3, 6]),
+        length=st.sampled_from([48, 12, 24]),
+        requests=st.sampled_from([4, 1, 2]),
+        page_size=st.sampled_from([4, 1, 2]),
+        max_batch_size=st.sampled_from([4, 1, 2, 3]),
+        max_tokens=st.sampled_from([16, 1, 3, 5, 8, 32]),
+        graph_sizes=st.sampled_from([(), (1, 2, 4), (4,), (1, 2), (3,)]),
+        graphs=st.booleans(),
+        interval=weighted((1, st.just(0)), (2, st.sampled_from([4, 8]))),
+        cut=st.sampled_from([True, True, False]),
+        random_slots=st.booleans(),
+    )
+
+
+def _size(*, length: int, requests: int, page_size: int, **others: Any) -> Size:
+    """Pages for so many of the longest requests."""
+    return Size(pages=requests * length // page_size, page_size=page_size, max_length=length, **others)
+
+
+def actions() -> SearchStrategy[Action]:
+    """What may happen to an engine; mostly something is submitted, or computed."""
+    prompts = near((4, 8, 16), 40).map(lambda length: max(length, 1))
+    submit = st.builds(
+        Action,
+        what=st.just("submit"),
+        count=prompts,
+        shared=st.sampled_from([0, 4, 8, 9, 16, 40]),
+        new=st.integers(1, 6),
+        sampling=st.sampled_from([0, 0, 1, 2, 3]),
+        stop=st.sampled_from([0, 0, 2, 6]),
+    )
+
+    def other(what: str, most: int) -> SearchStrategy[Action]:
+        return st.builds(Action, what=st.just(what), count=st.integers(1 if what in ("step", "budget") else 0, most))
+
+    return weighted(
+        (5, submit),
+        (5, other("step", 6)),
+        (2, other("again", 3)),
+        (1, other("abort", 3)),
+        (1, other("preempt", 3)),
+        (1, other("budget", 32)),
+        (1, st.just(Action("finish"))),
+    )
+
+
+def _plainer(action: Action) -> Iterator[Action]:
+    plain = Action(action.what)
+    for name in ("sampling", "stop", "shared"):
+        if getattr(action, name) != getattr(plain, name):
+            yield replace(action, **{name: getattr(plain, name)})
+    for name in ("count", "new"):
+        value = getattr(action, name)
+        yield from (replace(action, **{name: less}) for less in dict.fromkeys((1, value // 2, value - 1)) if 0 < less < value)
+
+
+# -- words ----------------------------------------------------------------------------------------------------------
+
+
+def _say_size(case: EngineCase) -> str:
+    size, plain = case.size, Size()
+    words = [plural(size.slots, "slot"), f"{size.pages} pages of {plural(size.page_size, 'token')}"]
+    words.append(f"steps of {plural(size.max_tokens, 'token')}")
+    if size.max_batch_size != plain.max_batch_size:
+        words.append(plural(size.max_batch_size, "request") + " at once")
+    if size.graph_sizes:
+        sizes_said = ", ".join(str(rows) for rows in size.graph_sizes)
+        words.append(f"decodes {'replayed' if size.graphs else 'padded'} at {sizes_said} rows")
+    if size.interval:
+        words.append(f"snapshots each {plural(size.interval, 'token')}" + ("" if size.cut else ", where a piece ends by chance"))
+    return f"engine ({'toy' if case.model == 'toy' else case.model}) of " + ", ".join(words)
+
+
+def _say(case: EngineCase) -> Iterator[str]:
+    requests = iter(case.requests(16))
+    for action in case.actions:
+        if action.what in ("submit", "again"):
+            request = next(requests)
+            words = f"submit request {request.id}, a prompt of {len(request.prompt)}"
+            if action.what == "again":
+                words += " as before"
+            elif action.shared:
+                words += f" ({min(action.shared, len(request.prompt))} shared)"
+            words += f", up to {request.max_new_tokens} new"
+            words += "" if request.sampling.greedy else ", drawn"
+            yield words + (f", {plural(len(request.stop_tokens), 'stop token')}" if request.stop_tokens else "")
+        elif action.what == "step":
+            yield plural(action.count, "step")
+        elif action.what == "budget":
+            yield f"{plural(1 + (action.count - 1) % case.size.max_tokens, 'token')} a step from here"
+        elif action.what == "finish":
+            yield "until all is finished"
+        else:
+            yield f"{action.what} the newest" if not action.count else f"{action.what} one {action.count} before the newest"
