@@ -177,19 +177,19 @@ def replays_body(context: Context, case: EngineCase) -> None:
 def saves_body(context: Context, case: EngineCase) -> None:
     """A prompt that comes again is computed from its last snapshot on, if there is room to remember it."""
     interval = case.size.interval or 4
-    size = replace(plenty(case.size), interval=interval, cut=True)
+    size = replace(plenty(case.size), interval=interval, cut=True, hash_bits=64)
     life = Life(context.function, TOY, size.settings(case.seed))
     for request in case.requests(TOY.config.vocab_size):
         life.submit(request)
         life.finish()
-        before = life.watch.saved
-        life.submit(replace(request, id=f"{request.id} again"))
-        life.finish()
-        # At least its last token is computed, and a snapshot stands at the last boundary before it.
-        least = (len(request.prompt) - 1) // interval * interval
-        if life.watch.saved - before < least:
-            got = life.watch.saved - before
-            fail("recomputed", f"a prompt of {len(request.prompt)} that comes again saves {got} tokens, expected {least}")
+        # As it is, and longer: at least its last token is computed, and a snapshot stands at the last boundary before it.
+        for more in ((), (0,)) if len(request.prompt) + request.max_new_tokens < size.capacity else ((),):
+            before, prompt = life.watch.saved, (*request.prompt, *more)
+            life.submit(replace(request, id=f"{request.id} again{'and longer' * len(more)}", prompt=prompt))
+            life.finish()
+            got, least = life.watch.saved - before, (len(prompt) - 1) // interval * interval
+            if got < least:
+                fail("recomputed", f"a prompt of {len(prompt)} that comes again saves {got} tokens, expected {least}")
 
 
 # -- what is refused -------------------------------------------------------------------------------------------------

@@ -99,13 +99,17 @@ class Engine:
         self._slots = state.SlotPool(settings.slots, settings.slot_seed)
         self._pages = state.PagePool(settings.pages, settings.slot_seed)
         chunk = model.kernels.chunk_size
-        self.cache = (
-            PrefixCache(
-                settings.snapshot_interval, settings.page_size, chunk, self._slots, self._pages, self.caches.copy_slot
+        self.cache: PrefixCache | None = None
+        if settings.snapshot_interval:
+            self.cache = PrefixCache(
+                settings.snapshot_interval,
+                settings.page_size,
+                chunk,
+                self._slots,
+                self._pages,
+                self.caches.copy_slot,
+                settings.hash_bits,
             )
-            if settings.snapshot_interval
-            else None
-        )
         self._scheduler = Scheduler(
             slots=self._slots,
             pages=self._pages,

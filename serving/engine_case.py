@@ -35,6 +35,7 @@ class Size:
     graphs: bool = False
     interval: int = 0
     cut: bool = True
+    hash_bits: int = 64
     random_slots: bool = False
 
     def settings(self, seed: int, *, graphs: str = "emulated", state_dtype: torch.dtype = torch.float64) -> EngineSettings:
@@ -49,6 +50,7 @@ class Size:
             graphs=graphs if self.graphs and self.graph_sizes else "off",
             snapshot_interval=self.interval,
             cut_at_snapshots=self.cut,
+            hash_bits=self.hash_bits,
             slot_seed=seed if self.random_slots else None,
             state_dtype=state_dtype,
             record_logits=True,

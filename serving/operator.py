@@ -81,6 +81,7 @@ def sizes() -> SearchStrategy[Size]:
         graphs=st.booleans(),
         interval=weighted((1, st.just(0)), (2, st.sampled_from([4, 8]))),
         cut=st.sampled_from([True, True, False]),
+        hash_bits=st.sampled_from([64, 64, 64, 1]),
         random_slots=st.booleans(),
     )
 
@@ -141,6 +142,7 @@ def _say_size(case: EngineCase) -> str:
         words.append(f"decodes {'replayed' if size.graphs else 'padded'} at {sizes_said} rows")
     if size.interval:
         words.append(f"snapshots each {plural(size.interval, 'token')}" + ("" if size.cut else ", where a piece ends by chance"))
+        words[-1] += "" if size.hash_bits > 32 else f" by hashes of {plural(size.hash_bits, 'bit')}"
     return f"engine ({'toy' if case.model == 'toy' else case.model}) of " + ", ".join(words)
 
 

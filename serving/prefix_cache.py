@@ -49,7 +49,7 @@ class PrefixCache:
         slots: SlotPool,
         pages: PagePool,
         copy_slot: Callable[[int, int], None],
-        hashed: Callable[[tuple[int, Block]], int] = hash,
+        hash_bits: int = 64,
     ) -> None:
         if interval < 1 or interval % page_size or interval % chunk_size:
             raise ValueError(
@@ -58,7 +58,8 @@ class PrefixCache:
             )
         self.interval = interval
         self.page_size = page_size
-        self._slots, self._pages, self._copy, self._hashed = slots, pages, copy_slot, hashed
+        self._slots, self._pages, self._copy = slots, pages, copy_slot
+        self._mask = 2**hash_bits - 1
         self._nodes: dict[int, Node] = {}
         self._clock = 0
         self._made = 0
@@ -97,7 +98,7 @@ class PrefixCache:
             parent = node
 
     def _key(self, parent: Node | None, block: Block) -> int:
-        return self._hashed((0 if parent is None else parent.key, block))
+        return hash((0 if parent is None else parent.key, block)) & self._mask
 
     # -- filling ----------------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ class EngineSettings:
             graph a size, captured when it is first needed; "emulated": the same buffers and the same replay with a plain
             call in place of the graph, so that a CPU meets what a stale buffer does.
         snapshot_interval: tokens between the places where a prefix may be remembered; 0: no prefix cache.
+        hash_bits: of a prefix's key; few of them make different prefixes collide, as they do once in an age with all.
         cut_at_snapshots: whether a context is cut where a snapshot can be taken.
         slot_seed: None takes what was freed last; a number draws among the free.
         state_dtype: of the delta rule's states.
@@ -36,6 +37,7 @@ class EngineSettings:
     graph_sizes: tuple[int, ...] = ()
     graphs: str = "off"
     snapshot_interval: int = 0
+    hash_bits: int = 64
     cut_at_snapshots: bool = True
     slot_seed: int | None = None
     state_dtype: torch.dtype = torch.float32

@@ -98,7 +98,21 @@ class Ownership:
 
 def check(ownership: Ownership) -> list[str]:
     """Every breach of: a slot or page is free once or owned; a slot by one owner, a page by as many as the pool counts."""
+    if _balanced(ownership):
+        return []
     return [*_check_slots(ownership), *_check_pages(ownership), *_check_lengths(ownership)]
+
+
+def _balanced(of: Ownership) -> bool:
+    """The same in few words: yes or no, for every step."""
+    owned = Counter(page for pages in of.pages_of.values() for page in pages)
+    return (
+        sorted([*of.free_slots, *of.slot_of.values()]) == list(range(of.slots))
+        and sorted([*of.free_pages, *owned]) == list(range(of.pages))
+        and all(owned[page] == count for page, count in enumerate(of.references))
+        and all(len(set(pages)) == len(pages) for pages in of.pages_of.values())
+        and not _check_lengths(of)
+    )
 
 
 def _check_slots(of: Ownership) -> list[str]:
