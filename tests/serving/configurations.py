@@ -14,9 +14,8 @@ def configuration(model_type: str, seed: int, *, tied: bool | None = None) -> Mo
     draw = random.Random(f"{model_type} {seed}")
     count = draw.choice([2, 3, 4, 5])
     # At least one layer of each kind, in any order.
-    layers = ["linear_attention", "full_attention"] + draw.choices(
-        ["linear_attention", "linear_attention", "full_attention"], k=count - 2
-    )
+    more = draw.choices(["linear_attention", "linear_attention", "full_attention"], k=count - 2)
+    layers = ["linear_attention", "full_attention", *more]
     draw.shuffle(layers)
     sparse = {
         "qwen3_5_text": [False] * count,
