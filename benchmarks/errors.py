@@ -1,5 +1,5 @@
-"""`python -m benchmarks.errors [--sides NAME ...] [--cases N] [--dtype NAME] [--seed N] [--out DIR]`: how far each library's rows are
-from the oracle.
+"""`python -m benchmarks.errors [--sides NAME ...] [--heads H HV] [--cases N] [--out DIR] ...`: how far each library's rows are from
+the oracle.
 
 A library is not put on trial here, as `sluicegate verify --subject` would: every side gets the same batches at the shapes of
 published models, with nothing hostile about their memory, and all of its rows are counted, those over the budget too.
@@ -43,6 +43,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.errors", description=__doc__)
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), metavar="NAME", help=", ".join(SIDES))
     parser.add_argument("--cases", type=int, default=60)
+    parser.add_argument(
+        "--heads",
+        nargs=2,
+        type=int,
+        metavar=("H", "HV"),
+        help="in every batch: a library that tunes itself for each shape needs it",
+    )
     parser.add_argument("--dtype", default="bfloat16", choices=GdnPrefill().dtypes)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -57,7 +64,7 @@ def main() -> int:
 
     strategy = GdnPrefill().published_cases(strategies.GPU, arguments.dtype)
     drawn = draws(strategy.filter(lambda case: case.tokens > 0), arguments.cases, arguments.seed)
-    cases = [plain(case) for case in drawn if isinstance(case, Case)]
+    cases = [plain(case, arguments.heads) for case in drawn if isinstance(case, Case)]
     found: dict[str, dict[str, Any]] = {}
     results = []
     env = report.environment(arguments.commit)
@@ -71,7 +78,13 @@ def main() -> int:
         results.append(result)
         data = model.row_errors(results)
         # After each side: one that tunes itself may take longer than the machine is lent for.
-        saved = {"environment": env, "seed": arguments.seed, "sides": found, "row_errors": data}
+        saved = {
+            "environment": env,
+            "seed": arguments.seed,
+            "heads": arguments.heads,
+            "sides": found,
+            "row_errors": data,
+        }
         write_whole(arguments.out / f"{name}.json", json.dumps(saved, indent=1) + "\n")
         draw(data, arguments.out / f"{name}.svg")
     show(console, found, data)
@@ -88,9 +101,10 @@ def draw(data: dict[str, Any], path: Path) -> None:
         write_whole(path, svg)
 
 
-def plain(case: Case) -> Case:
+def plain(case: Case, heads: tuple[int, int] | None) -> Case:
     """Memory as an engine has it; of values only what a model has."""
-    return case.with_(layout=Layout(), state_dtype="float32", regime={**case.regime, "amplitude": "unit"})
+    dims = dict(case.dims) if heads is None else {**case.dims, "H": heads[0], "HV": heads[1]}
+    return case.with_(layout=Layout(), state_dtype="float32", regime={**case.regime, "amplitude": "unit"}, dims=dims)
 
 
 def measure(
