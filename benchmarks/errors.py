@@ -1,4 +1,5 @@
-"""`python -m benchmarks.errors [--cases N] [--dtype NAME] [--seed N] [--out DIR]`: how far each library's rows are from the oracle.
+"""`python -m benchmarks.errors [--sides NAME ...] [--heads H HV] [--cases N] [--out DIR] ...`: how far each library's rows are from
+the oracle.
 
 A library is not put on trial here, as `sluicegate verify --subject` would: every side gets the same batches at the shapes of
 published models, with nothing hostile about their memory, and all of its rows are counted, those over the budget too.
@@ -28,6 +29,7 @@ from harness.context import Context
 from harness.draws import draws
 from harness.execution import DeviceLost
 from harness.failure import Failure
+from harness.files import write_whole
 from harness.operators.gdn_prefill import GdnPrefill
 from harness.report import error_figures, model
 from harness.subjects import Capabilities
@@ -39,7 +41,15 @@ NO_DEVICE = 3
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.errors", description=__doc__)
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), metavar="NAME", help=", ".join(SIDES))
     parser.add_argument("--cases", type=int, default=60)
+    parser.add_argument(
+        "--heads",
+        nargs=2,
+        type=int,
+        metavar=("H", "HV"),
+        help="in every batch: a library that tunes itself for each shape needs it",
+    )
     parser.add_argument("--dtype", default="bfloat16", choices=GdnPrefill().dtypes)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -54,32 +64,47 @@ def main() -> int:
 
     strategy = GdnPrefill().published_cases(strategies.GPU, arguments.dtype)
     drawn = draws(strategy.filter(lambda case: case.tokens > 0), arguments.cases, arguments.seed)
-    cases = [plain(case) for case in drawn if isinstance(case, Case)]
+    cases = [plain(case, arguments.heads) for case in drawn if isinstance(case, Case)]
     found: dict[str, dict[str, Any]] = {}
     results = []
-    for side, module in SIDES.items():
-        result, found[side] = measure(side, module, cases, arguments.dtype, console)
-        results.append(result)
-    data = model.row_errors(results)
     env = report.environment(arguments.commit)
-    name = f"row-errors-{arguments.dtype}-{(env['gpu'] or 'gpu').replace(' ', '-').lower()}-{env['date'][:10]}"
+    chosen = "" if len(arguments.sides) == len(SIDES) else "-".join(["", *(s for s in arguments.sides if s != "ours")])
+    gpu = (env["gpu"] or "gpu").replace(" ", "-").lower()
+    name = f"row-errors-{arguments.dtype}{chosen}-{gpu}-{env['date'][:10]}"
     arguments.out.mkdir(parents=True, exist_ok=True)
-    saved = {"environment": env, "seed": arguments.seed, "sides": found, "row_errors": data}
-    (arguments.out / f"{name}.json").write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")
-    figures = error_figures.figures(data)
-    if figures:
-        svg = figures["operators"][0]["figures"][0]["svg"].replace(
-            "<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1
-        )
-        (arguments.out / f"{name}.svg").write_text(svg, encoding="utf-8")
+    data: dict[str, Any] = {}
+    for side in arguments.sides:
+        result, found[side] = measure(side, SIDES[side], cases, arguments.dtype, console)
+        results.append(result)
+        data = model.row_errors(results)
+        # After each side: one that tunes itself may take longer than the machine is lent for.
+        saved = {
+            "environment": env,
+            "seed": arguments.seed,
+            "heads": arguments.heads,
+            "sides": found,
+            "row_errors": data,
+        }
+        write_whole(arguments.out / f"{name}.json", json.dumps(saved, indent=1) + "\n")
+        draw(data, arguments.out / f"{name}.svg")
     show(console, found, data)
     console.print(f"Written to {arguments.out / name}.json and .svg")
     return 0
 
 
-def plain(case: Case) -> Case:
+def draw(data: dict[str, Any], path: Path) -> None:
+    figures = error_figures.figures(data)
+    if figures:
+        svg = figures["operators"][0]["figures"][0]["svg"].replace(
+            "<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1
+        )
+        write_whole(path, svg)
+
+
+def plain(case: Case, heads: tuple[int, int] | None) -> Case:
     """Memory as an engine has it; of values only what a model has."""
-    return case.with_(layout=Layout(), state_dtype="float32", regime={**case.regime, "amplitude": "unit"})
+    dims = dict(case.dims) if heads is None else {**case.dims, "H": heads[0], "HV": heads[1]}
+    return case.with_(layout=Layout(), state_dtype="float32", regime={**case.regime, "amplitude": "unit"}, dims=dims)
 
 
 def measure(

@@ -2,8 +2,8 @@
 
 As shipped (3.6 to 3.9) the interpreter truncates float32 to bfloat16 where hardware rounds to nearest even, and does
 bfloat16 arithmetic on the raw 16-bit patterns. A correct kernel would fail on a CPU for reasons of its own. `repair`
-replaces those conversions with exact ones and spares CPU tensors the copy to "the host" and back; `probe` then checks
-the result, and a cell whose dtype cannot be trusted is reported as not run.
+replaces those conversions with exact ones, lets 3.6 run beside numpy 2.4 and spares CPU tensors the copy to "the host" and
+back; `probe` then checks the result, and a cell whose dtype cannot be trusted is reported as not run.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ def repair() -> str | None:
         options = upstream.interpreter_builder.options
         patch_attribute, is_builtin = upstream._patch_attr, tl.core.is_builtin
         restore, to_host = executor._restore_args_dev, executor._init_args_hst
+        patch_tensor = upstream._patch_lang_tensor
     except (ImportError, AttributeError) as error:
         return f"this Triton's interpreter has another shape than the ones known here ({error})"
 
@@ -96,6 +97,12 @@ def repair() -> str | None:
             if getattr(package, name) is member:  # otherwise an outer call has patched it already
                 patch_attribute(package, name, member, builder, scope)
 
+    # numpy 2.4 turns an array of one element into an int no more unless it has no dimension, and scalars of 3.6 have one.
+    def patch_lang_tensor(tensor: Any, scope: Any) -> None:
+        patch_tensor(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda value: int(value.handle.data.item()))
+
+    upstream._patch_lang_tensor = patch_lang_tensor
     upstream._patch_builtin = patch_builtin
     # Every integer addition is otherwise done twice, once in 64 bits to look for overflow: half the time of a kernel. The
     # high-slot property looks for what overflow does.

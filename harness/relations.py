@@ -56,6 +56,17 @@ def alone_body(context: Context, case: Case) -> None:
         )
 
 
+def alone_published(strategy: Callable[..., Any]) -> Property:
+    """Pack ↔ alone at the shapes of published models, where a launch table may well decide by the number of sequences."""
+    return Property(
+        "packed_equals_alone_at_published_shapes",
+        "relations",
+        alone_body,
+        devices=("cuda",),
+        strategy=strategy,
+    )
+
+
 def permuted_body(context: Context, case: Case) -> None:
     batch = context.batch(case)
     order = random.Random(case.choice).sample(range(batch.size), batch.size)

@@ -311,6 +311,7 @@ PROPERTIES = (
     long_equivalence,
     zero_keys,
     relations.alone,
+    relations.alone_published(GdnPrefill().published_cases),
     relations.permuted,
     relations.slots_renamed,
     relations.inactive_rows_added,
