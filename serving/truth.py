@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,46 +27,80 @@ class ToyTruth:
         return toy.alone(tokens).double(), torch.zeros(len(tokens), dtype=torch.float64)
 
 
+@dataclass(frozen=True)
+class Told:
+    """What was found out before about one request."""
+
+    rows: Tensor
+    allowances: Tensor
+
+    def logits(self, tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
+        return self.rows, self.allowances
+
+
 class ModelTruth:
     """The model's weights, in float64 and with the oracle's kernels; beside it the model kernel.
 
-    The model kernel, the references in the model's own dtype, shows what error nobody can avoid. Errors go from token to
-    token through the states, so the largest of the request counts, not that of the one row, which may be right by chance.
+    The model kernel, the same mathematics in float32 with the model's own dtype between operators, shows what error nobody can
+    avoid. Errors go from token to token through the states, so the largest of the request counts, not that of the one row, which
+    may be right by chance.
     """
 
     def __init__(self, model: HybridModel) -> None:
         weights = {name: weight.double() for name, weight in model.weights.items()}
         self.oracle = HybridModel(model.config, weights, KernelSet.named("oracle"))
-        named = KernelSet.named("references", compute_dtype=torch.float32)
+        named = KernelSet.named("oracle", compute_dtype=torch.float32)
         self.model_kernel = HybridModel(model.config, model.weights, named)
 
     def logits(self, tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
-        oracle = one_pass(self.oracle, tokens).double()
-        error = (one_pass(self.model_kernel, tokens).double() - oracle).abs().amax()
-        floor = ULPS * torch.finfo(self.model_kernel.dtype).eps / 2 * oracle.abs().amax()
-        return oracle.cpu(), (FACTOR * error + floor).expand(len(tokens)).cpu()
+        return next(self.told([tokens])).logits(tokens)
+
+    def told(self, histories: Sequence[Sequence[int]]) -> Iterator[Told]:
+        """The same for each of these, computed side by side: no sequence sees another in the references."""
+        oracles, models = (passes(model, histories) for model in (self.oracle, self.model_kernel))
+        for tokens, oracle, near in zip(histories, oracles, models, strict=True):
+            error = (near.double() - oracle).abs().amax()
+            floor = ULPS * torch.finfo(self.model_kernel.dtype).eps / 2 * oracle.abs().amax()
+            yield Told(oracle.cpu(), (FACTOR * error + floor).expand(len(tokens)).cpu())
 
 
 def one_pass(model: HybridModel, tokens: Sequence[int], state_dtype: torch.dtype | None = None) -> Tensor:
-    """Logits [tokens, vocabulary] of one context in memory of its own: one slot, one page."""
-    count, device = len(tokens), model.device
+    """Logits [tokens, vocabulary] of one context in memory of its own."""
+    return passes(model, [tokens], state_dtype)[0]
+
+
+def passes(
+    model: HybridModel, histories: Sequence[Sequence[int]], state_dtype: torch.dtype | None = None
+) -> tuple[Tensor, ...]:
+    """Logits [tokens, vocabulary] of each context, in one step: a slot and a page for each."""
+    lengths, device = [len(tokens) for tokens in histories], model.device
+    longest, count = max(lengths), len(lengths)
     if state_dtype is None:
         state_dtype = torch.promote_types(model.dtype, torch.float32)
     caches = Caches.allocate(
-        model.config, slots=1, pages=1, page_size=count, dtype=model.dtype, state_dtype=state_dtype, device=device
+        model.config,
+        slots=count,
+        pages=count,
+        page_size=longest,
+        dtype=model.dtype,
+        state_dtype=state_dtype,
+        device=device,
     )
-    places = torch.arange(count, device=device)
-    builder = model.kernels.step_metadata(1, model.kernels.chunk_size, device)
+    positions = torch.cat([torch.arange(length) for length in lengths]).to(device)
+    owners = torch.repeat_interleave(torch.arange(count), torch.tensor(lengths)).to(device)
+    builder = model.kernels.step_metadata(count, model.kernels.chunk_size, device)
     batch = StepBatch(
-        tokens=torch.tensor(tokens, device=device),
-        positions=places,
-        metadata=builder.prepare(seq_lens=[count], num_contexts=1, num_cached_tokens=[0], state_slots=[0]),
-        num_contexts=1,
-        context_lens=[count],
-        write_slots=places,
-        page_tables=torch.zeros((1, 1), dtype=torch.int32, device=device),
-        lengths=torch.tensor([count], dtype=torch.int32, device=device),
-        max_length=count,
-        logit_rows=places,
+        tokens=torch.tensor([token for tokens in histories for token in tokens], device=device),
+        positions=positions,
+        metadata=builder.prepare(
+            seq_lens=lengths, num_contexts=count, num_cached_tokens=[0] * count, state_slots=list(range(count))
+        ),
+        num_contexts=count,
+        context_lens=lengths,
+        write_slots=owners * longest + positions,
+        page_tables=torch.arange(count, dtype=torch.int32, device=device)[:, None],
+        lengths=torch.tensor(lengths, dtype=torch.int32, device=device),
+        max_length=longest,
+        logit_rows=torch.arange(sum(lengths), device=device),
     )
-    return model(batch, caches)
+    return model(batch, caches).split(lengths)
