@@ -87,6 +87,7 @@ class Assertion:
             begun = time.perf_counter()
             self._judge_answers(self.truth)
             self.outcome.seconds["judging"] = time.perf_counter() - begun
+        self.outcome.findings.sort(key=lambda finding: finding.step)
         self._count()
         return self.outcome
 

@@ -14,6 +14,7 @@ from harness.cli.device import DeviceChoice, choose
 
 if TYPE_CHECKING:
     import torch
+
     from serving.model import HybridModel
     from serving.settings import EngineSettings
 
@@ -132,7 +133,7 @@ def command(
 def engine_settings(
     model: HybridModel, longest: int, batch: int, *, graphs: bool, prefixes: bool, judge: bool
 ) -> EngineSettings:
-    """An engine whose memory is scarce: pages for about half of what a full batch could grow to, so that requests give way."""
+    """An engine whose memory is scarce: pages for a quarter of what a full batch could grow to, so that requests give way."""
     from serving.settings import EngineSettings
 
     page = 16
@@ -141,7 +142,7 @@ def engine_settings(
     interval = model.kernels.chunk_size
     return EngineSettings(
         slots=batch + (batch if prefixes else 0),
-        pages=max(pages_a_request, pages_a_request * batch // 2),
+        pages=max(pages_a_request, pages_a_request * batch // 4),
         page_size=page,
         max_batch_size=batch,
         max_tokens=max(64, 16 * batch),

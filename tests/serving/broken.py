@@ -1,0 +1,17 @@
+"""Operators with a fault each, which the serving assertion must trace."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+import references
+
+
+def gdn_decode(q: Tensor, k: Tensor, v: Tensor, *, state: Tensor, state_indices: Tensor, **others: Any) -> Tensor:
+    """Right for up to three rows; the fourth takes the decay of its neighbour."""
+    gates = {name: others[name].clone() for name in ("a", "b")}
+    if len(q) > 3:
+        gates["a"][3] = gates["a"][2]
+    return references.gdn_decode(q, k, v, state=state, state_indices=state_indices, **others | gates)
