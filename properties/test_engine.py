@@ -63,9 +63,9 @@ def models(scale: Scale, dtype: str) -> Any:
     return st.builds(
         EngineCase,
         operator=st.just(OPERATOR),
-        actions=st.lists(actions(), min_size=1, max_size=8).map(tuple),
+        actions=st.lists(actions(), min_size=1, max_size=6).map(tuple),
         size=sizes(),
-        model=st.sampled_from(["references", "optimized,moe=references"]),
+        model=st.sampled_from(["references", "references", "optimized,moe=references"]),
         seed=SEEDS,
     )
 
@@ -255,7 +255,7 @@ resources = Property("resources_change_no_answer", "relations", resources_body, 
 warm = Property("cold_equals_warm_cache", "relations", warm_body, devices=ON_HOST)
 neighbours = Property("neighbours_change_no_answer", "relations", neighbours_body, devices=ON_HOST)
 replays = Property("decodes_are_replayed", "cost", replays_body, devices=ON_HOST)
-saves = Property("prefixes_are_reused", "cost", saves_body, devices=ON_HOST)
+saves = Property("prefixes_are_reused", "cost", saves_body, weight=2, devices=ON_HOST)
 arguments = Property("bad_requests", "arguments", arguments_body, examples=5, devices=ON_HOST)
 
 PROPERTIES = (engine_life, model_life, alone, order, resources, warm, neighbours, replays, saves, arguments)

@@ -71,7 +71,7 @@ class Action:
     count: tokens of a prompt, steps to take, tokens of the budget; for "again", "abort" and "preempt" which one, counted
     from the newest of those that there are, as often around as need be.
     shared: the first tokens of a prompt that are those of every other. new: longest answer. sampling: of `SAMPLINGS`.
-    stop: how many tokens of the vocabulary end the answer.
+    stop: how many tokens of the vocabulary end the answer. times: submissions alike, but for the tokens that are not shared.
     """
 
     what: str
@@ -80,6 +80,7 @@ class Action:
     new: int = 1
     sampling: int = 0
     stop: int = 0
+    times: int = 1
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,9 @@ class EngineCase:
 
     @property
     def submissions(self) -> list[Action]:
-        return [action for action in self.actions if action.what in ("submit", "again")]
+        """Each once for every time."""
+        submitting = (action for action in self.actions if action.what in ("submit", "again"))
+        return [action for action in submitting for _ in range(action.times)]
 
     @property
     def lengths(self) -> list[int]:

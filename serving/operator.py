@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from harness.operators.base import Operator, plural
-from harness.strategies import CHOICES, SEEDS, Scale, near, weighted
+from harness.strategies import CHOICES, SEEDS, Scale, weighted
 from serving.engine_case import Action, EngineCase, Size
 
 NAME = "engine"
@@ -71,12 +71,12 @@ def sizes() -> SearchStrategy[Size]:
     """Engines in which slots, pages and budgets run out; the plainest has plenty of all."""
     return st.builds(
         _size,
-        slots=st.sampled_from([4, 1, 2, 3, 6]),
-        length=st.sampled_from([48, 12, 24]),
-        requests=st.sampled_from([4, 1, 2]),
+        slots=st.sampled_from([4, 1, 2, 3, 6, 6]),
+        length=st.sampled_from([48, 8, 12, 24]),
+        requests=st.sampled_from([4, 1, 1, 1.5, 2]),
         page_size=st.sampled_from([4, 1, 2]),
-        max_batch_size=st.sampled_from([4, 1, 2, 3]),
-        max_tokens=st.sampled_from([16, 1, 3, 5, 8, 32]),
+        max_batch_size=st.sampled_from([4, 4, 1, 2, 3]),
+        max_tokens=st.sampled_from([16, 32, 1, 3, 5, 8]),
         graph_sizes=st.sampled_from([(), (1, 2, 4), (4,), (1, 2), (3,)]),
         graphs=st.booleans(),
         interval=weighted((1, st.just(0)), (2, st.sampled_from([4, 8]))),
@@ -86,22 +86,25 @@ def sizes() -> SearchStrategy[Size]:
     )
 
 
-def _size(*, length: int, requests: int, page_size: int, **others: Any) -> Size:
+def _size(*, length: int, requests: float, page_size: int, **others: Any) -> Size:
     """Pages for so many of the longest requests."""
-    return Size(pages=requests * length // page_size, page_size=page_size, max_length=length, **others)
+    return Size(pages=int(requests * length) // page_size, page_size=page_size, max_length=length, **others)
 
 
 def actions() -> SearchStrategy[Action]:
     """What may happen to an engine; mostly something is submitted, or computed."""
-    prompts = near((4, 8, 16), 40).map(lambda length: max(length, 1))
+    # Around the places of snapshots, the length of a page or a step; a few tokens; anything.
+    edges = [st.integers(edge - 1, edge + 2) for edge in (4, 8, 16)]
+    prompts = weighted((2, st.integers(1, 40)), (1, st.integers(1, 3)), *((1, edge) for edge in edges))
     submit = st.builds(
         Action,
         what=st.just("submit"),
         count=prompts,
         shared=st.sampled_from([0, 4, 8, 9, 16, 40]),
-        new=st.integers(1, 6),
+        new=st.integers(1, 9),
         sampling=st.sampled_from([0, 0, 1, 2, 3]),
         stop=st.sampled_from([0, 0, 2, 6]),
+        times=st.sampled_from([1, 1, 2, 3]),
     )
 
     def other(what: str, most: int) -> SearchStrategy[Action]:
@@ -110,17 +113,19 @@ def actions() -> SearchStrategy[Action]:
     return weighted(
         (5, submit),
         (5, other("step", 6)),
-        (2, other("again", 3)),
-        (1, other("abort", 3)),
-        (1, other("preempt", 3)),
+        (3, other("again", 3)),
+        (2, other("abort", 3)),
+        (3, other("preempt", 3)),
         (1, other("budget", 32)),
         (1, st.just(Action("finish"))),
     )
 
 
 def _plainer(action: Action) -> Iterator[Action]:
+    if action.what == "again":
+        yield Action("submit")
     plain = Action(action.what)
-    for name in ("sampling", "stop", "shared"):
+    for name in ("times", "sampling", "stop", "shared"):
         if getattr(action, name) != getattr(plain, name):
             yield replace(action, **{name: getattr(plain, name)})
     for name in ("count", "new"):
@@ -150,8 +155,9 @@ def _say(case: EngineCase) -> Iterator[str]:
     requests = iter(case.requests(16))
     for action in case.actions:
         if action.what in ("submit", "again"):
-            request = next(requests)
-            words = f"submit request {request.id}, a prompt of {len(request.prompt)}"
+            request, *others = [next(requests) for _ in range(action.times)]
+            names = f"request {request.id}" + (f" to {others[-1].id}" if others else "")
+            words = f"submit {names}, a prompt of {len(request.prompt)}"
             if action.what == "again":
                 words += " as before"
             elif action.shared:

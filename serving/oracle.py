@@ -145,6 +145,20 @@ class Watch:
                     self._found("accounting", f"page {page} is written by request {written[page]} too", request=row.request)
                 written[page] = row.request
 
+        self._judge_turns(report)
+
+    def _judge_turns(self, report: StepReport) -> None:
+        """Who came last gives way, and who came first is admitted first: else two requests could take turns for ever."""
+        arrivals = {name: place for place, name in enumerate(self.books)}
+        here = [arrivals[row.request] for row in report.rows if row.request in arrivals]
+        for name in report.preempted:
+            if here and arrivals[name] < max(here):
+                self._found("schedule", "preempted, while one that came later stays", request=name)
+        waiting = [arrivals[name] for name in self.unfinished if self.books[name].slot is None]
+        admitted = sorted(place for place in here if place in waiting)
+        if admitted != waiting[: len(admitted)]:
+            self._found("schedule", "admitted, by their order of arrival", waiting[: len(admitted)], admitted)
+
     def _judge_row(self, row: ReportRow) -> None:
         book = self.books.get(row.request)
         if book is None or book.reason:
@@ -159,7 +173,8 @@ class Watch:
             self._judge_admission(book, row)
         wanted = row.cached < book.context_end
         if row.is_context != wanted:
-            self._found("schedule", "kind of row", *("context" if kind else "decode" for kind in (wanted, row.is_context)))
+            expected, got = ("context" if kind else "decode" for kind in (wanted, row.is_context))
+            self._found("schedule", "kind of row", expected, got, row.request)
         most = book.context_end - row.cached if wanted else 1
         if not 1 <= row.new <= most:
             self._found("schedule", "new tokens", f"1 to {most}", row.new, row.request)

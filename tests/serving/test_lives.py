@@ -1,0 +1,147 @@
+"""A planted fault shrinks to the schedule that one would write by hand; and it never reaches the oracle."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+
+import serving
+from harness import operators, strategies
+from harness.cell import CellSpec
+from harness.context import Context
+from harness.failure import Failure
+from harness.faults import injection, model
+from harness.faults.trial import TrialCell
+from harness.isolation import find_property
+from harness.subjects import load_target
+from serving.engine_case import Action, EngineCase, Size
+from serving.life import Life
+from serving.truth import ToyTruth
+from tests.serving.engines import TOY
+
+FAULTS = {fault.id: fault for fault in model.read(model.CATALOGUE / "engine.yaml")}
+OPERATOR = operators.get("engine")
+#: What runs an engine and is planted with faults: imported from beside itself, so that a changed copy is one whole.
+UNDER_TEST = ("engine", "scheduler", "state", "prefix_cache", "request", "sampling", "graphs", "step_inputs", "settings")
+
+
+def smallest(fault: model.Fault, folder: Path) -> EngineCase:
+    """The case to which a cell shrinks its first failure."""
+    with injection.injected(fault, folder) as target:
+        spec = CellSpec("engine", "planted", target, "engine_life", "cpu", "float32", examples=500, seed=3)
+        cell = TrialCell(spec, find_property("engine", "engine_life"))
+        cell.shrink_seconds, cell.polish_seconds = 3.0, 5.0
+        failure = cell.run().failure
+    assert failure is not None
+    return EngineCase.from_json({name: value for name, value in failure.case.items() if name != "target"})
+
+
+def life(*actions: Action, **size: object) -> EngineCase:
+    return EngineCase("engine", actions, replace(Size(), **size))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        # One token, alone, is a prompt.
+        ("engine-last-context-token-as-decode", life(Action("submit"))),
+        # Two decodes, the second at the first place where they meet padding.
+        ("engine-padding-in-slot-zero", life(Action("submit", new=2), graph_sizes=(4,))),
+        # A request runs, and is aborted.
+        ("engine-abort-leaks", life(Action("submit", new=2), Action("step"), Action("abort", 0))),
+        ("engine-aborted-while-waiting-runs", life(Action("submit"), Action("abort", 0))),
+    ],
+)
+def test_a_fault_shrinks_to_the_shortest_schedule(fault: str, expected: EngineCase, tmp_path: Path) -> None:
+    assert smallest(FAULTS[fault], tmp_path) == expected
+
+
+def test_what_a_hit_needs_is_a_prompt_and_the_same_again(tmp_path: Path) -> None:
+    found = smallest(FAULTS["engine-hit-without-its-state"], tmp_path)
+    # A step must end at the snapshot before the second one begins: 16 tokens fill it, or the first one is finished before.
+    done = [action.what for action in found.actions if action.what != "finish"]
+    assert done in (["submit", "again"], ["submit", "step", "again"], ["budget", "submit", "again"], ["submit", "submit"])
+    assert max(found.lengths) in (5, 17)
+    assert found.size == replace(Size(), interval=4)
+
+
+def test_the_operator_says_what_happened() -> None:
+    case = life(
+        Action("submit", 9, shared=4, new=2, sampling=1, stop=2),
+        Action("step", 2),
+        Action("again", 0),
+        Action("preempt", 1),
+        Action("abort", 0),
+        Action("budget", 3),
+        Action("finish"),
+        slots=1,
+        interval=4,
+        graphs=True,
+        graph_sizes=(1, 2),
+    )
+    assert OPERATOR.describe(case) == (
+        "engine (toy) of 1 slot, 48 pages of 4 tokens, steps of 16 tokens, decodes replayed at 1, 2 rows,"
+        " snapshots each 4 tokens; submit request 0, a prompt of 9 (4 shared), up to 2 new, drawn, 2 stop tokens; 2 steps;"
+        " submit request 1, a prompt of 9 as before, up to 2 new, drawn, 2 stop tokens; preempt one 1 before the newest;"
+        " abort the newest; 3 tokens a step from here; until all is finished"
+    )
+
+
+def test_lives_meet_what_engines_meet() -> None:
+    """Of 150 lives, many preempt, share prefixes, wait for slots, replay decodes and compute prompts in pieces."""
+    met: dict[str, int] = {}
+
+    @seed(1)
+    @settings(max_examples=150, database=None, deadline=None, phases=(Phase.generate,), suppress_health_check=list(HealthCheck))
+    @given(OPERATOR.cases(strategies.CPU, "float32"), st.none())
+    def live(case: EngineCase, _: None) -> None:
+        lived = Life(load_target("serving.engine:Engine"), TOY, case.size.settings(case.seed)).live(case)
+        reports = lived.reports
+        seen = {
+            "preempted for pages": any(report.preempted for report in reports),
+            "prefix hit": lived.watch.saved > 0,
+            "replayed": any(report.replayed for report in reports),
+            "padded": any(report.padding for report in reports),
+            "mixed": any(len({row.is_context for row in report.rows}) == 2 for report in reports),
+            "continued context": any(row.is_context and row.cached for report in reports for row in report.rows),
+            "stopped": any(book.reason == "stop" for book in lived.watch.books.values()),
+            "aborted": any(book.reason == "aborted" for book in lived.watch.books.values()),
+        }
+        for name, yes in seen.items():
+            met[name] = met.get(name, 0) + yes
+
+    live()
+    assert {name for name, count in met.items() if count < 8} == set(), met
+
+
+def test_a_planted_fault_does_not_reach_the_oracle(tmp_path: Path) -> None:
+    fault = FAULTS["engine-shared-page-freed"]
+    before = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "serving"}
+    with injection.injected(fault, tmp_path) as target:
+        context = Context(OPERATOR, load_target(target), TOY.device)
+        changed = {name for name in sys.modules if name.startswith(injection.alias(fault))}
+        assert f"{injection.alias(fault)}.state" in changed
+        assert not any(name.rpartition(".")[2] in ("oracle", "answers", "life", "toy", "truth") for name in changed)
+        case = life(Action("submit", 5), Action("again", 0), interval=4)
+        with pytest.raises(Failure, match="free, yet"):
+            find_property("engine", "engine_life").body(context, case)
+    after = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "serving"}
+    assert after == before
+
+
+@pytest.mark.parametrize("name", UNDER_TEST)
+def test_what_is_under_test_imports_what_lies_beside_it(name: str) -> None:
+    """An absolute import would take the unchanged module into the changed copy, and the fault would not be met."""
+    source = (Path(serving.__path__[0]) / f"{name}.py").read_text(encoding="utf-8")
+    absolute = [
+        node.module
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").startswith("serving")
+    ]
+    assert absolute == []
