@@ -14,6 +14,8 @@ from serving.checkpoint import read_checkpoint, write_checkpoint
 from serving.config import ModelConfig
 from serving.kernel_set import KernelSet
 from serving.model import HybridModel
+from serving.presets import PRESETS
+from serving.truth import ModelTruth, passes
 from serving.weights import random_weights
 from tests.serving.configurations import MODEL_TYPES, configuration
 from tests.serving.stepping import Piece, Stepper
@@ -129,3 +131,25 @@ def test_there_are_enough_configurations() -> None:
     for varied in ("tied_embeddings", "renormalize", "conv_width", "rope_theta"):
         assert len({getattr(c, varied) for c in drawn}) > 1
     assert importlib.util.find_spec("safetensors")
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_bfloat16_logits_are_within_budget(tmp_path: Path) -> None:
+    """A published width in bfloat16: the optimized kernels and transformers, both beside the oracle in float64."""
+    config, device = PRESETS["small"], torch.device("cuda")
+    weights = random_weights(config, 3, torch.bfloat16, device)
+    model = HybridModel(config, weights, KernelSet.named("optimized"))
+    write_checkpoint(tmp_path, config, weights, "qwen3_5_text")
+    theirs = transformers.Qwen3_5ForCausalLM.from_pretrained(
+        tmp_path, dtype=torch.bfloat16, attn_implementation="eager"
+    )
+    theirs = theirs.eval().to(device)
+    histories = [random_tokens(config, seed, count) for seed, count in enumerate((1, 2, 63, 64, 65, 200, 513))]
+    told = ModelTruth(model).told(histories)
+    for tokens, one, got in zip(histories, told, passes(model, histories), strict=True):
+        with torch.no_grad():
+            other = theirs(torch.tensor([tokens], device=device)).logits[0]
+        shares = [((x.double().cpu() - one.rows).abs().amax(1) / one.allowances).max().item() for x in (got, other)]
+        print(f"{len(tokens)} tokens: share of the allowance {shares[0]:.2f}, of transformers {shares[1]:.2f}")
+        assert max(shares) <= 1
