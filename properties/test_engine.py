@@ -15,11 +15,11 @@ from harness.failure import fail
 from harness.pytest_plugin import CheckedCell
 from harness.strategies import CHOICES, SEEDS, Scale
 from serving.config import ModelConfig
-from serving.engine_case import Action, EngineCase, Size
+from serving.engine_case import SUBMITTING, EngineCase, Size
 from serving.kernel_set import KernelSet
 from serving.life import Life
 from serving.model import HybridModel
-from serving.operator import actions, sizes
+from serving.operator import lives, sizes
 from serving.request import Request, Sampling
 from serving.toy import Toy
 from serving.truth import ModelTruth, ToyTruth
@@ -63,7 +63,7 @@ def models(scale: Scale, dtype: str) -> Any:
     return st.builds(
         EngineCase,
         operator=st.just(OPERATOR),
-        actions=st.lists(actions(), min_size=1, max_size=6).map(tuple),
+        actions=lives(2, 6),
         size=sizes(),
         model=st.sampled_from(["references", "references", "optimized,moe=references"]),
         seed=SEEDS,
@@ -131,7 +131,7 @@ def resources_body(context: Context, case: EngineCase) -> None:
     """Neither the budget of tokens nor pages, slots or the prefix cache change an answer."""
     expected = lived(context, case).answers()
     budget = replace(plenty(case.size), max_tokens=1 + case.choice % 32)
-    got = lived(context, only(case, "submit", "again", "step", "finish").with_(size=budget)).answers()
+    got = lived(context, only(case, *SUBMITTING, "step", "finish").with_(size=budget)).answers()
     require_same(got, expected, f"{budget.max_tokens} tokens a step, and pages and slots for all,")
 
 
@@ -152,7 +152,7 @@ def warm_body(context: Context, case: EngineCase) -> None:
 
 def neighbours_body(context: Context, case: EngineCase) -> None:
     """What is done to others, aborted or preempted, is nothing to a request."""
-    left_alone = only(case, "submit", "again", "step", "finish", "budget")
+    left_alone = only(case, *SUBMITTING, "step", "finish", "budget")
     require_same(lived(context, case).answers(), lived(context, left_alone).answers(), "what was done to others")
 
 

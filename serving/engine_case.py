@@ -21,6 +21,10 @@ SAMPLINGS = (
 )
 
 
+#: The actions that bring a request.
+SUBMITTING = ("submit", "again", "later")
+
+
 @dataclass(frozen=True)
 class Size:
     """`EngineSettings` in small numbers; the plainest first of all."""
@@ -66,17 +70,18 @@ class Size:
 class Action:
     """One thing that is done to an engine.
 
-    what: "submit" a new prompt; "again", an earlier one; "step"; "abort"; "preempt"; "budget"; "finish", step until
+    what: "submit" a new prompt; "again", an earlier one; "later", the same when all before it is finished; "step"; "abort"; "preempt"; "budget"; "finish", step until
     nothing waits or runs.
-    count: tokens of a prompt, steps to take, tokens of the budget; for "again", "abort" and "preempt" which one, counted
+    count: tokens of a prompt, steps to take, tokens of the budget; for "again", "later", "abort" and "preempt" which one, counted
     from the newest of those that there are, as often around as need be.
-    shared: the first tokens of a prompt that are those of every other. new: longest answer. sampling: of `SAMPLINGS`.
+    shared: the first tokens of a prompt that are those of every other; differs: but for this one of them, counted from 1. new: longest answer. sampling: of `SAMPLINGS`.
     stop: how many tokens of the vocabulary end the answer. times: submissions alike, but for the tokens that are not shared.
     """
 
     what: str
     count: int = 1
     shared: int = 0
+    differs: int = 0
     new: int = 1
     sampling: int = 0
     stop: int = 0
@@ -101,7 +106,7 @@ class EngineCase:
     @property
     def submissions(self) -> list[Action]:
         """Each once for every time."""
-        submitting = (action for action in self.actions if action.what in ("submit", "again"))
+        submitting = (action for action in self.actions if action.what in SUBMITTING)
         return [action for action in submitting for _ in range(action.times)]
 
     @property
@@ -118,7 +123,7 @@ class EngineCase:
         made: list[Request] = []
         for number, action in enumerate(self.submissions):
             name = str(number)
-            if action.what == "again":
+            if action.what != "submit":
                 if made:
                     made.append(replace(made[-1 - action.count % len(made)], id=name))
                     continue
@@ -129,7 +134,10 @@ class EngineCase:
             shared = min(action.shared, length)
             stops = _tokens(self.seed, name + "stop", action.stop, vocabulary)
             sampling = replace(SAMPLINGS[action.sampling % len(SAMPLINGS)], seed=self.seed % 1000 + number)
-            made.append(Request(name, (*stem[:shared], *own[shared:]), new, frozenset(stops), sampling))
+            prompt = [*stem[:shared], *own[shared:]]
+            if 0 < action.differs <= shared:
+                prompt[action.differs - 1] = (prompt[action.differs - 1] + 1) % vocabulary
+            made.append(Request(name, tuple(prompt), new, frozenset(stops), sampling))
         return made
 
     def with_(self, **changes: Any) -> EngineCase:

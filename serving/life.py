@@ -9,7 +9,7 @@ from harness import execution, inflight
 from harness.failure import Failure, fail
 from serving.answers import Truth, judge
 from serving.engine import StepReport
-from serving.engine_case import Action, EngineCase
+from serving.engine_case import SUBMITTING, Action, EngineCase
 from serving.oracle import Finding, Watch
 from serving.request import Request
 from serving.settings import EngineSettings
@@ -60,7 +60,9 @@ class Life:
 
     def act(self, action: Action, requests: Any) -> None:
         alive = self.watch.unfinished
-        if action.what in ("submit", "again"):
+        if action.what in SUBMITTING:
+            if action.what == "later":
+                self.finish()
             for _ in range(action.times):
                 self.submit(next(requests))
         elif action.what == "step":

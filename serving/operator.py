@@ -11,7 +11,7 @@ from hypothesis.strategies import SearchStrategy
 
 from harness.operators.base import Operator, plural
 from harness.strategies import CHOICES, SEEDS, Scale, weighted
-from serving.engine_case import Action, EngineCase, Size
+from serving.engine_case import SUBMITTING, Action, EngineCase, Size
 
 NAME = "engine"
 
@@ -27,7 +27,7 @@ class EngineOperator(Operator):
         return st.builds(
             EngineCase,
             operator=st.just(self.name),
-            actions=st.lists(actions(), min_size=1, max_size=14).map(tuple),
+            actions=lives(4, 14),
             size=sizes(),
             choice=CHOICES,
             seed=SEEDS,
@@ -71,7 +71,7 @@ def sizes() -> SearchStrategy[Size]:
     """Engines in which slots, pages and budgets run out; the plainest has plenty of all."""
     return st.builds(
         _size,
-        slots=st.sampled_from([4, 1, 2, 3, 6, 6]),
+        slots=st.sampled_from([4, 2, 3, 1, 6, 2]),
         length=st.sampled_from([48, 8, 12, 24]),
         requests=st.sampled_from([4, 1, 1, 1.5, 2]),
         page_size=st.sampled_from([4, 1, 2]),
@@ -79,7 +79,7 @@ def sizes() -> SearchStrategy[Size]:
         max_tokens=st.sampled_from([16, 32, 1, 3, 5, 8]),
         graph_sizes=st.sampled_from([(), (1, 2, 4), (4,), (1, 2), (3,)]),
         graphs=st.booleans(),
-        interval=weighted((1, st.just(0)), (2, st.sampled_from([4, 8]))),
+        interval=st.sampled_from([0, 4, 4, 8]),
         cut=st.sampled_from([True, True, False]),
         hash_bits=st.sampled_from([64, 64, 64, 1]),
         random_slots=st.booleans(),
@@ -91,29 +91,41 @@ def _size(*, length: int, requests: float, page_size: int, **others: Any) -> Siz
     return Size(pages=int(requests * length) // page_size, page_size=page_size, max_length=length, **others)
 
 
-def actions() -> SearchStrategy[Action]:
-    """What may happen to an engine; mostly something is submitted, or computed."""
+def lives(least: int, most: int) -> SearchStrategy[tuple[Action, ...]]:
+    """A submission, and then so many things of any kind: a life without a request would be none."""
+    first, others = submissions(), st.lists(actions(), min_size=least, max_size=most)
+    return st.builds(lambda begin, rest: (begin, *rest), first, others)
+
+
+def submissions() -> SearchStrategy[Action]:
+    """New prompts, with prefixes that others have or almost have."""
     # Around the places of snapshots, the length of a page or a step; a few tokens; anything.
     edges = [st.integers(edge - 1, edge + 2) for edge in (4, 8, 16)]
     prompts = weighted((2, st.integers(1, 40)), (1, st.integers(1, 3)), *((1, edge) for edge in edges))
-    submit = st.builds(
+    return st.builds(
         Action,
         what=st.just("submit"),
         count=prompts,
-        shared=st.sampled_from([0, 4, 8, 9, 16, 40]),
+        shared=st.sampled_from([0, 40, 40, 5, 9]),
+        differs=st.sampled_from([0, 0, 1, 4]),
         new=st.integers(1, 9),
         sampling=st.sampled_from([0, 0, 1, 2, 3]),
         stop=st.sampled_from([0, 0, 2, 6]),
         times=st.sampled_from([1, 1, 2, 3]),
     )
 
+
+def actions() -> SearchStrategy[Action]:
+    """What may happen to an engine; mostly something is submitted, or computed."""
+
     def other(what: str, most: int) -> SearchStrategy[Action]:
         return st.builds(Action, what=st.just(what), count=st.integers(1 if what in ("step", "budget") else 0, most))
 
     return weighted(
-        (5, submit),
+        (4, submissions()),
         (5, other("step", 6)),
-        (3, other("again", 3)),
+        (3, other("later", 3)),
+        (2, other("again", 3)),
         (2, other("abort", 3)),
         (3, other("preempt", 3)),
         (1, other("budget", 32)),
@@ -122,10 +134,10 @@ def actions() -> SearchStrategy[Action]:
 
 
 def _plainer(action: Action) -> Iterator[Action]:
-    if action.what == "again":
+    if action.what in ("again", "later"):
         yield Action("submit")
     plain = Action(action.what)
-    for name in ("times", "sampling", "stop", "shared"):
+    for name in ("times", "sampling", "stop", "differs", "shared"):
         if getattr(action, name) != getattr(plain, name):
             yield replace(action, **{name: getattr(plain, name)})
     for name in ("count", "new"):
@@ -154,14 +166,15 @@ def _say_size(case: EngineCase) -> str:
 def _say(case: EngineCase) -> Iterator[str]:
     requests = iter(case.requests(16))
     for action in case.actions:
-        if action.what in ("submit", "again"):
+        if action.what in SUBMITTING:
             request, *others = [next(requests) for _ in range(action.times)]
             names = f"request {request.id}" + (f" to {others[-1].id}" if others else "")
             words = f"submit {names}, a prompt of {len(request.prompt)}"
-            if action.what == "again":
-                words += " as before"
+            if action.what != "submit":
+                words = ("until all is finished, then " if action.what == "later" else "") + words + " as before"
             elif action.shared:
-                words += f" ({min(action.shared, len(request.prompt))} shared)"
+                but = f" but for number {action.differs}" if 0 < action.differs <= action.shared else ""
+                words += f" ({min(action.shared, len(request.prompt))} shared{but})"
             words += f", up to {request.max_new_tokens} new"
             words += "" if request.sampling.greedy else ", drawn"
             yield words + (f", {plural(len(request.stop_tokens), 'stop token')}" if request.stop_tokens else "")

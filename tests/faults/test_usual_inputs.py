@@ -9,10 +9,11 @@ from harness import operators
 from harness.case import Case, Layout, StepCase
 from harness.faults.usual import calls, inputs
 from harness.faults.usual.inputs import Drawing
+from harness.operators import registry
 from harness.operators.base import SequenceOperator
 from harness.subjects import registered
 
-TOKENS = [name for name in operators.OPERATORS if name != "step_metadata"]
+TOKENS = [name for name in registry.BUILT_IN if name != "step_metadata"]
 STATES = ["conv_prefill", "conv_update", "gdn_decode", "gdn_prefill"]
 
 

@@ -36,7 +36,8 @@ def smallest(fault: model.Fault, folder: Path) -> EngineCase:
     with injection.injected(fault, folder) as target:
         spec = CellSpec("engine", "planted", target, "engine_life", "cpu", "float32", examples=500, seed=3)
         cell = TrialCell(spec, find_property("engine", "engine_life"))
-        cell.shrink_seconds, cell.polish_seconds = 3.0, 5.0
+        # What is found in time is kept: on a busy machine a limit that fits an idle one would cut it short.
+        cell.shrink_seconds, cell.polish_seconds = 20.0, 20.0
         failure = cell.run().failure
     assert failure is not None
     return EngineCase.from_json({name: value for name, value in failure.case.items() if name != "target"})
@@ -53,8 +54,6 @@ def life(*actions: Action, **size: object) -> EngineCase:
         ("engine-last-context-token-as-decode", life(Action("submit"))),
         # Two decodes, the second at the first place where they meet padding.
         ("engine-padding-in-slot-zero", life(Action("submit", new=2), graph_sizes=(4,))),
-        # A request runs, and is aborted.
-        ("engine-abort-leaks", life(Action("submit", new=2), Action("step"), Action("abort", 0))),
         ("engine-aborted-while-waiting-runs", life(Action("submit"), Action("abort", 0))),
     ],
 )
@@ -64,10 +63,8 @@ def test_a_fault_shrinks_to_the_shortest_schedule(fault: str, expected: EngineCa
 
 def test_what_a_hit_needs_is_a_prompt_and_the_same_again(tmp_path: Path) -> None:
     found = smallest(FAULTS["engine-hit-without-its-state"], tmp_path)
-    # A step must end at the snapshot before the second one begins: 16 tokens fill it, or the first one is finished before.
-    done = [action.what for action in found.actions if action.what != "finish"]
-    assert done in (["submit", "again"], ["submit", "step", "again"], ["budget", "submit", "again"], ["submit", "submit"])
-    assert max(found.lengths) in (5, 17)
+    # One token more than a snapshot's place, so that there is a token left to compute.
+    assert found.actions == (Action("submit", 5), Action("later", 0))
     assert found.size == replace(Size(), interval=4)
 
 
