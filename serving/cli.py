@@ -37,7 +37,9 @@ def command(
     factory: Annotated[
         str, typer.Option("--engine", help="module:function that makes an engine.")
     ] = "serving.engine:Engine",
-    arrival: Annotated[str, typer.Option(help="all, steady:REQUESTS_A_STEP or bursts:REQUESTS.")] = "steady:2",
+    arrival: Annotated[
+        str, typer.Option(help="all at once, steady:N (a step), bursts:N (at a time) or mixed:N.")
+    ] = "mixed:2",
     prompt: Annotated[int | None, typer.Option(help="Most tokens of a prompt; 144, on a GPU 512.", min=1)] = None,
     new: Annotated[int | None, typer.Option(help="Most tokens of an answer; 12, on a GPU 64.", min=1)] = None,
     batch: Annotated[int | None, typer.Option(help="Most requests at once; 16, on a GPU 64.", min=1)] = None,

@@ -80,7 +80,7 @@ class ModelConfig:
         num_heads, num_kv_heads, head_dim, rotary_dim, rope_theta: of the attention; the first rotary_dim of head_dim turn.
         intermediate_size: of a dense MLP; 0 where no layer has one.
         num_experts: 0 for a dense model; top_k, expert_size, shared_expert_size: of the mixture of experts;
-            sparse_layers: which layers have one; renormalize: whether the chosen experts' weights are divided by their sum.
+            sparse_layers: which layers have one, () for none; renormalize: whether the chosen experts' weights are divided by their sum.
         max_positions: how many tokens a request may have by the configuration.
         eos_token_ids: what ends an answer.
     """
@@ -113,7 +113,9 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.layers) - set(LAYER_TYPES)):
             raise ValueError(f"layer_types: got {unknown}, expected only {', '.join(LAYER_TYPES)}")
-        if self.sparse_layers and len(self.sparse_layers) != len(self.layers):
+        if not self.sparse_layers:
+            object.__setattr__(self, "sparse_layers", (False,) * len(self.layers))
+        if len(self.sparse_layers) != len(self.layers):
             raise ValueError(
                 f"sparse_layers: got {len(self.sparse_layers)}, expected one for each of {len(self.layers)}"
             )
@@ -144,7 +146,7 @@ class ModelConfig:
 
     def is_sparse(self, layer: int) -> bool:
         """Whether this layer's MLP is a mixture of experts."""
-        return bool(self.sparse_layers) and self.sparse_layers[layer]
+        return self.sparse_layers[layer]
 
     @classmethod
     def read(cls, folder: str | Path) -> ModelConfig:

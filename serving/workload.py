@@ -10,10 +10,8 @@ from dataclasses import dataclass, field
 from serving.request import Request, Sampling
 
 #: How many prompts begin alike: conversations with one of so many system prompts.
-BASES = 8
+BASES = 4
 SAMPLINGS = (
-    Sampling(),
-    Sampling(),
     Sampling(temperature=0.8),
     Sampling(temperature=0.7, top_k=20),
     Sampling(temperature=1.0, top_p=0.9),
@@ -25,14 +23,15 @@ class Mix:
     """What the requests are like.
 
     Attributes:
-        requests: how many. arrival: "all" at once, "steady:R" (R a step on average, at random), or "bursts:N" (N at a time).
+        requests: how many. arrival: "all" at once, "steady:R" (R a step on average, at random), "bursts:N" (N at a time), or
+            "mixed:R" (half of them steadily, then bursts of 8 R).
         prompt, new: most tokens of a prompt and of an answer. shared: share of prompts that begin as others do.
         again: share that repeat an earlier prompt. drawn: share whose tokens are drawn rather than greedy.
         stops: share with stop tokens. aborts, preemptions: how many, as a share of the requests.
     """
 
     requests: int = 1000
-    arrival: str = "steady:2"
+    arrival: str = "mixed:2"
     prompt: int = 144
     new: int = 12
     shared: float = 0.4
@@ -44,8 +43,8 @@ class Mix:
 
     def __post_init__(self) -> None:
         kind, _, size = self.arrival.partition(":")
-        if not (self.arrival == "all" or (kind in ("steady", "bursts") and _positive(size))):
-            raise ValueError(f"arrival: got {self.arrival!r}, expected all, steady:REQUESTS_A_STEP or bursts:REQUESTS")
+        if not (self.arrival == "all" or (kind in ("steady", "bursts", "mixed") and _positive(size))):
+            raise ValueError(f"arrival: got {self.arrival!r}, expected all, steady:N, bursts:N or mixed:N")
         for name in ("requests", "prompt", "new"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
@@ -87,13 +86,15 @@ def moments(mix: Mix, vocabulary: int, eos: tuple[int, ...], seed: int) -> list[
 def _arrivals(mix: Mix, rng: random.Random) -> Iterator[int]:
     """The step of each request."""
     kind, _, size = mix.arrival.partition(":")
+    rate = float(size or 0)
+    burst = max(1, int(8 * rate if kind == "mixed" else rate))
     clock = 0.0
     for number in range(mix.requests):
-        if kind == "steady":
-            clock += rng.expovariate(float(size))
-        elif kind == "bursts":
+        if kind == "steady" or (kind == "mixed" and number < mix.requests // 2):
+            clock += rng.expovariate(rate)
+        elif kind != "all" and number and number % burst == 0:
             # As many steps from one burst to the next as it takes to serve about one.
-            clock = number // int(float(size)) * (mix.new + float(size) / 2)
+            clock += mix.new + burst / 2
         yield int(clock)
 
 
@@ -143,7 +144,7 @@ def _length(rng: random.Random, most: int) -> int:
 
 def _short(rng: random.Random, most: int) -> int:
     """Answers end early more often than late."""
-    return 1 + min(most - 1, int(rng.expovariate(3 / most)))
+    return 1 + min(most - 1, int(rng.expovariate(2 / most)))
 
 
 def _positive(text: str) -> bool:

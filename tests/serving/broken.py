@@ -10,8 +10,8 @@ import references
 
 
 def gdn_decode(q: Tensor, k: Tensor, v: Tensor, *, state: Tensor, state_indices: Tensor, **others: Any) -> Tensor:
-    """Right for up to three rows; the fourth takes the decay of its neighbour."""
+    """Right for one row; the second takes the decay of its neighbour."""
     gates = {name: others[name].clone() for name in ("a", "b")}
-    if len(q) > 3:
-        gates["a"][3] = gates["a"][2]
+    if len(q) > 1:
+        gates["a"][1] = gates["a"][0]
     return references.gdn_decode(q, k, v, state=state, state_indices=state_indices, **others | gates)

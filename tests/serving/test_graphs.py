@@ -79,21 +79,25 @@ def test_contexts_and_other_sizes_run_eagerly() -> None:
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_a_graph_answers_as_eager_steps_do() -> None:
+    """Within the budget: a graph's attention is ready for longer requests, and sums in another order."""
     from properties.test_engine import TINY
     from serving.engine import Engine
     from serving.kernel_set import KernelSet
     from serving.model import HybridModel
+    from serving.truth import ModelTruth
     from serving.weights import random_weights
     from tests.serving.engines import settings
 
     weights = random_weights(TINY, 0, torch.float32, torch.device("cuda"))
-    model = HybridModel(TINY, weights, KernelSet.named("optimized,moe=references"))
+    model = HybridModel(TINY, weights, KernelSet.named("optimized"))
     asked = [Request(str(n), tuple((n + 5 * i) % 24 for i in range(3 + n)), 8) for n in range(4)]
-    answers, logits = [], []
+    truth = ModelTruth(model)
     for graphs in ("off", "cuda"):
         served = Engine(model, settings(graph_sizes=(1, 2, 4), graphs=graphs, state_dtype=torch.float32))
-        answers.append(served.run(asked))
-        logits.append(torch.cat([torch.stack(served.requests[one.id].logits) for one in asked]))
+        answers = served.run(asked)
         assert bool(served.graphs.captured) == (graphs == "cuda")
-    assert answers[0] == answers[1]
-    assert torch.equal(logits[0], logits[1])
+        for one in asked:
+            logits, allowed = truth.logits([*one.prompt, *answers[one.id]])
+            first = len(one.prompt) - 1
+            got = torch.stack(served.requests[one.id].logits).double()
+            assert ((got - logits[first:-1]).abs().amax(1) <= allowed[first:-1]).all()
