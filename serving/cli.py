@@ -40,7 +40,7 @@ def command(
     arrival: Annotated[
         str, typer.Option(help="all at once, steady:N (a step), bursts:N (at a time) or mixed:N.")
     ] = "mixed:2",
-    prompt: Annotated[int | None, typer.Option(help="Most tokens of a prompt; 144, on a GPU 512.", min=1)] = None,
+    prompt: Annotated[int | None, typer.Option(help="Most tokens of a prompt; 112, on a GPU 512.", min=1)] = None,
     new: Annotated[int | None, typer.Option(help="Most tokens of an answer; 12, on a GPU 64.", min=1)] = None,
     batch: Annotated[int | None, typer.Option(help="Most requests at once; 16, on a GPU 64.", min=1)] = None,
     aborts: Annotated[float, typer.Option(help="As a share of the requests.", min=0.0)] = 0.05,
@@ -78,7 +78,7 @@ def command(
         mix = Mix(
             requests=requests,
             arrival=arrival,
-            prompt=prompt or (512 if gpu else 144),
+            prompt=prompt or (512 if gpu else 112),
             new=new or (64 if gpu else 12),
             aborts=aborts,
             preemptions=preemptions,
@@ -135,7 +135,7 @@ def command(
 def engine_settings(
     model: HybridModel, longest: int, batch: int, *, graphs: bool, prefixes: bool, judge: bool
 ) -> EngineSettings:
-    """An engine whose memory is scarce: pages for a quarter of what a full batch could grow to, so that requests give way."""
+    """An engine whose memory is scarce: pages for two fifths of what a full batch could grow to, so that requests give way."""
     from serving.settings import EngineSettings
 
     page = 16
@@ -144,7 +144,7 @@ def engine_settings(
     interval = model.kernels.chunk_size
     return EngineSettings(
         slots=batch + (batch if prefixes else 0),
-        pages=max(pages_a_request, pages_a_request * batch // 4),
+        pages=max(pages_a_request, 2 * pages_a_request * batch // 5),
         page_size=page,
         max_batch_size=batch,
         max_tokens=max(64, 16 * batch),

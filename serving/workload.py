@@ -32,7 +32,7 @@ class Mix:
 
     requests: int = 1000
     arrival: str = "mixed:2"
-    prompt: int = 144
+    prompt: int = 112
     new: int = 12
     shared: float = 0.4
     again: float = 0.15

@@ -23,7 +23,7 @@ def test_what_a_thousand_requests_are_like() -> None:
     asked = requests(workload)
     prompts = [request.prompt for request in asked]
     assert [request.id for request in asked] == [f"r{number:04}" for number in range(1000)]
-    assert {1, 2, 63, 64, 65, 144} <= {len(prompt) for prompt in prompts}
+    assert {1, 2, 63, 64, 65, 112} <= {len(prompt) for prompt in prompts}
     assert 100 < len(prompts) - len(set(prompts)) < 300
     assert sum(any(a[:64] == b[:64] for b in prompts[:20] if len(b) >= 64) for a in prompts if len(a) >= 64) > 100
     assert 200 < sum(not request.sampling.greedy for request in asked) < 350
