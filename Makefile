@@ -34,7 +34,7 @@ DEV := $(BASE)+dev
 .DEFAULT_GOAL := help
 # Two targets at once would set up the same environment twice.
 .NOTPARALLEL:
-.PHONY: help setup verify faults compile test lint format bench clean
+.PHONY: help setup verify serve faults compile test lint format bench clean
 
 help:  ## this list
 	@echo "Sluicegate. Targets:"
@@ -44,13 +44,16 @@ help:  ## this list
 	@echo "  VENV=$(VENV)     virtual environment; VENV= uses PYTHON itself, with the torch that it has"
 	@echo "  TORCH=$(TORCH), TORCH_INDEX=$(TORCH_INDEX)   what is installed where torch is missing, and from which index"
 	@echo "  EXTRAS=$(EXTRAS)        also install these: gpu,accuracy,distributed"
-	@echo "  TIER=$(TIER), ARGS=$(ARGS)   handed to verify; ARGS also to faults, compile, test and bench"
+	@echo "  TIER=$(TIER), ARGS=$(ARGS)   handed to verify; ARGS also to serve, faults, compile, test and bench"
 	@echo "A CUDA machine without a network: ci/gpu.sh, see ci/README.md."
 
 setup: $(DEV)  ## the environment with the development tools, and nothing else
 
 verify: $(BASE)  ## the main job: every registered kernel on what this machine has (report: out/latest/report.html)
 	$(PY) -m harness.cli verify --tier $(TIER) $(ARGS)
+
+serve: $(BASE)  ## requests through the engine, every step and answer compared (report: out/serve)
+	$(PY) -m harness.cli serve $(ARGS)
 
 faults: $(BASE)  ## plant every known fault and see that it is found (report: out/faults/matrix.html)
 	$(PY) -m harness.cli faults $(ARGS)

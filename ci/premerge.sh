@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The premerge job: set-up, lint, compile, tests, verify, faults. Everything runs even where something failed, so that one run shows
+# The premerge job: set-up, lint, compile, tests, verify, serve, faults. Everything runs even where something failed, so that one run shows
 # all there is to mend; the job is red if anything was. Variables of the Makefile are passed through the environment.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -26,6 +26,8 @@ stage lint make lint
 stage compile make compile ARGS="--arch sm_80 --arch sm_90 --dtype bfloat16"
 stage test make test
 stage verify make verify
+# A fifth of what `sluicegate serve` does by itself.
+stage serve make serve ARGS="--device cpu --requests 200"
 # That it is green says something only if it would have been red: planted faults, with the seed they were chosen by.
 stage faults make faults ARGS="--device cpu --tier premerge --seed 5 --list ci/premerge_faults.txt"
 
