@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -140,7 +141,9 @@ def shadow_report() -> list[dict[str, Any]]:
 
 def flush_all(seconds: float = EXIT_SECONDS) -> bool:
     """Wait for every comparison, at most so long in all."""
-    return all([each.flush(seconds / len(_shadows)) for each in _shadows])
+    end = time.monotonic() + seconds
+    waited = [each.flush(max(0.0, end - time.monotonic())) for each in _shadows]
+    return all(waited)
 
 
 def _finish() -> None:

@@ -128,7 +128,7 @@ class _Encoder:
             self.tensors[name] = value.detach().cpu().contiguous().clone()
             stride = self.strides.get(id(value))
             return {"tensor": name} | ({} if stride is None else {"stride": list(stride)})
-        if isinstance(value, float) and not value - value == 0:
+        if isinstance(value, float) and value - value != 0:
             return {"float": str(value)}
         if isinstance(value, PLAIN):
             return value

@@ -91,7 +91,7 @@ def _judge_step(operator: StepMetadataOperator, seen: Observation) -> float:
     live = operator.live(
         step_metadata, operator.case_type(operator.name, (), rows, int(seen.options["chunk_size"])), torch.device("cpu")
     )
-    live.require_right(step, {name: part for name, part in seen.output.items()})
+    live.require_right(step, dict(seen.output))
     return 0.0
 
 

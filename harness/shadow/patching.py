@@ -108,8 +108,7 @@ def elsewhere(function: Callable[..., Any], besides: Place) -> list[Place]:
     """Globals of loaded modules that are this very function: what ``from x import f`` left behind."""
     found = []
     for module in list(sys.modules.values()):
-        names = vars(module) if isinstance(module, ModuleType) else {}
-        for name, value in list(names.items()):
+        for name, value in list(getattr(module, "__dict__", {}).items()):
             if value is function and not (module is besides.owner and name == besides.name):
                 found.append(Place(module, name, value, own=True))
     return found

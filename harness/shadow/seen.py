@@ -75,7 +75,7 @@ def map_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
     """The same containers with every tensor changed; what is neither data nor a tensor becomes `Opaque`."""
     if isinstance(value, Tensor):
         return change(value)
-    if isinstance(value, PLAIN) or isinstance(value, Opaque):
+    if isinstance(value, (*PLAIN, Opaque)):
         return value
     if isinstance(value, list | tuple):
         items = [map_tensors(item, change) for item in value]

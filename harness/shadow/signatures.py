@@ -7,10 +7,11 @@ said at wrap time, and another signature can be named.
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 from harness.operators.step_metadata import FIELDS
 from harness.shadow import contracts, convolutions, delta
-from harness.shadow.signature import Signature
+from harness.shadow.signature import Signature, Translate
 
 _RULE = frozenset({"g", "beta", "initial_state", "output_final_state"})
 _FUSED = frozenset({"A_log", "a", "dt_bias", "b", "q", "k", "v", "initial_state_source", "initial_state_indices"})
@@ -19,14 +20,14 @@ _STATE = {"state": "state_indices"}
 _CONV = {"conv_state": "state_indices"}
 
 
-def _contract(operator: str, translate: contracts.Callable[..., object], names: str, **rest: object) -> Signature:
+def _contract(operator: str, translate: Translate, names: str, **rest: Any) -> Signature:
     return Signature(
         f"contract.{operator}",
         (operator,),
         f"our contract of {operator}",
-        translate,  # type: ignore[arg-type]
+        translate,
         frozenset(names.split()),
-        **rest,  # type: ignore[arg-type]
+        **rest,
     )
 
 
