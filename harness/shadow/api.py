@@ -162,7 +162,7 @@ def _finish() -> None:
 def _forked() -> None:
     WORKER.reset()
     for each in _shadows:
-        each.forked(each.out / f"pid-{os.getpid()}")
+        each.forked()
 
 
 atexit.register(_finish)

@@ -299,12 +299,17 @@ class Shadow:
                 "notes": list(self.notes),
             }
 
-    def forked(self, out: Path) -> None:
-        """In a forked child: its own counts and folder; what waited is compared by the parent."""
+    def forked(self) -> None:
+        """In a forked child: observe nothing any more.
+
+        torch's CPU threads do not survive a fork, so that a comparison there may wait forever. What waited is the parent's.
+        """
         self._lock = threading.Condition()
         self._waiting = self._waiting_bytes = 0
-        self.counts, self.mismatches, self.first_error, self.worst_share = Counts(), [], "", 0.0
-        self.out = out
+        self.active = False
+        self.notes.append(
+            "off in this process, which was forked; a process that is spawned can have shadows of its own"
+        )
 
 
 def _event(seen: Seen) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -115,8 +116,6 @@ def test_indices_that_change_during_the_call(made: Any, monkeypatch: pytest.Monk
 
 def _as(like: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
     """The function under the signature of another one."""
-    import functools
-
     return functools.wraps(like)(function)
 
 
@@ -265,7 +264,7 @@ def scaled_square(seen: Seen) -> Observation:
 
 @pytest.mark.parametrize("importable", [True, False])
 def test_a_translation_of_one_s_own(made: Any, tmp_path: Path, importable: bool) -> None:
-    adapt = scaled_square if importable else lambda seen: scaled_square(seen)
+    adapt = scaled_square if importable else functools.partial(scaled_square)
     it = made("tests.shadow.engine:square", "gated_rmsnorm", adapt=adapt)
     engine.square(torch.randn(3, 4))
     assert counts(it)["mismatches"] == 1
