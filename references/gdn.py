@@ -154,12 +154,17 @@ def _step(S: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -
     return S, (S * q[..., None, :]).sum(-1)
 
 
-def heads_of_values(q: Tensor, k: Tensor, value_heads: int, compute_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def heads_of_values(
+    q: Tensor, k: Tensor, value_heads: int, compute_dtype: torch.dtype, *, normalise: bool = True
+) -> tuple[Tensor, Tensor]:
     """Normalise q and k [T, H, K] and repeat each head for the consecutive value heads it serves: [T, HV, K]."""
     heads = q.shape[1]
     if value_heads % heads != 0:
         raise ValueError(f"v: expected a multiple of the {heads} heads of q and k, got {value_heads} value heads")
     repeats = value_heads // heads
+    if not normalise:
+        queries, keys = (x.to(compute_dtype).repeat_interleave(repeats, dim=1) for x in (q, k))
+        return queries, keys
     q = l2norm(q.to(compute_dtype)).repeat_interleave(repeats, dim=1)
     k = l2norm(k.to(compute_dtype)).repeat_interleave(repeats, dim=1)
     return q, k

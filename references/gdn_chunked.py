@@ -104,6 +104,7 @@ def gdn_chunked(
     chunk_size: int = 64,
     compute_dtype: torch.dtype = torch.float64,
     operand_dtype: torch.dtype | None = None,
+    normalise: bool = True,
 ) -> Tensor:
     """Run N packed sequences through the chunk form and leave each one's state in its slot.
 
@@ -113,6 +114,7 @@ def gdn_chunked(
         chunk_size: tokens in a chunk. Changes nothing but the rounding.
         compute_dtype: everything between the inputs and the roundings to the dtypes of `v` and `state`.
         operand_dtype: the dtype to which the operands of matrix products are rounded; None rounds nothing.
+        normalise: false takes q and k as they are, for callers that normalise them, or do not, themselves.
 
     Returns:
         o [T, HV, V] in the dtype of `v`.
@@ -124,7 +126,7 @@ def gdn_chunked(
     def operand(x: Tensor) -> Tensor:
         return x if operand_dtype is None else x.to(operand_dtype).to(compute_dtype)
 
-    q, k = heads_of_values(q, k, v.shape[1], compute_dtype)
+    q, k = heads_of_values(q, k, v.shape[1], compute_dtype, normalise=normalise)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     values, g, beta = v.to(compute_dtype), g.to(compute_dtype), beta.to(compute_dtype)
     o = torch.zeros(v.shape, dtype=v.dtype, device=v.device)

@@ -15,7 +15,7 @@ USAGE = 2
 
 
 def command(
-    file: Annotated[Path, typer.Argument(help="A file under failures/ of a run.")],
+    file: Annotated[Path, typer.Argument(help="A file under failures/ of a run, or a shadow's mismatch-<n>.json.")],
     subject: Annotated[str | None, typer.Option(help="module:function to run instead of the recorded one.")] = None,
     device: Annotated[DeviceChoice | None, typer.Option(help="Instead of the recorded device.")] = None,
     here: Annotated[bool, typer.Option("--here", help="In this process, for a debugger; a crash ends it.")] = False,
@@ -28,6 +28,10 @@ def command(
         )
         raise typer.Exit(USAGE)
     recorded = json.loads(file.read_text())
+    if recorded.get("kind") == "shadow":
+        from harness.cli.replay_shadow import replay_shadow
+
+        raise typer.Exit(replay_shadow(file, subject, device or "cpu"))
     try:
         chosen = choose(device or recorded["device"])
     except ValueError as error:

@@ -128,7 +128,8 @@ def _accumulated(batch: Batch, first: Callable[[Tensor], Tensor], step: Step) ->
 def _chunks(wide: Batch, active: list[int], states: Tensor) -> Iterator[tuple[Round, Chunk]]:
     """The chunks of the active sequences; ``states`` [A, HV, V, K] goes along with them."""
     v, g, beta = (wide.packed(name) for name in ("v", "g", "beta"))
-    q, k = heads_of_values(wide.packed("q"), wide.packed("k"), v.shape[1], torch.float64)
+    inside = not wide.case.options.get("normalised_outside", False)
+    q, k = heads_of_values(wide.packed("q"), wide.packed("k"), v.shape[1], torch.float64, normalise=inside)
     starts = [0, *itertools.accumulate(wide.lengths)]
     for part in rounds(starts, active, CHUNK, wide.device):
         Q, K, V, b, log = (part.take(x) for x in (q, k, v, beta, g))
