@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from harness import arguments, delta_relations, guards, relations
+from harness import arguments, delta_relations, guards, relations, views
 from harness.batch import Result
 from harness.case import Case
 from harness.context import Context, Property
@@ -44,9 +44,12 @@ def recall_body(context: Context, case: Case) -> None:
 
 zero_gates = Property("zero_gates_keep_state", "relations", zero_gates_body)
 recall = Property("recalls_what_was_written", "relations", recall_body, weight=0.5)
+extreme_dims = relations.extreme_dims(GdnDecode().cases, {"K": [1, 2, 256, 130], "V": [1, 2, 256, 130]})
+stretched_axes = views.stretched_axes(OPERATOR)
 
 PROPERTIES = (
     relations.equivalence,
+    extreme_dims,
     relations.published(GdnDecode().published_cases),
     relations.alone,
     relations.permuted,
@@ -66,6 +69,9 @@ PROPERTIES = (
     relations.poison_independent,
     relations.high_slot,
     arguments.bad_arguments,
+    arguments.strict_accepts,
+    views.spread_vectors,
+    stretched_axes,
     guards.host_sync,
     guards.launch_count,
     guards.copied_bytes,

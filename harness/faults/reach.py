@@ -24,7 +24,7 @@ from harness.subjects import registered
 Definition = tuple[str, str]
 
 #: Flags of kernels that the host sets to one value on a CPU, whatever the case.
-CPU_FLAGS = {"PTX": False, "VALUES_FIRST": True, "is_cuda": False}
+CPU_FLAGS = {"PTX": False, "VALUES_FIRST": True, "is_cuda": False, "interpret": True}
 
 
 @dataclass(frozen=True)
@@ -115,9 +115,20 @@ def cuda_only(tree: ast.AST) -> Iterator[ast.AST]:
     for node in ast.walk(tree):
         if isinstance(node, ast.IfExp) and (truth := _on_cpu(node.test)) is not None:
             yield from ast.walk(node.orelse if truth else node.body)
+        if isinstance(node, ast.BoolOp):
+            yield from _decided(node)
         for block in (value for _, value in ast.iter_fields(node) if isinstance(value, list)):
             for statement in _dead(block):
                 yield from ast.walk(statement)
+
+
+def _decided(choice: ast.BoolOp) -> Iterator[ast.AST]:
+    """The operands of a conjunction that is false on a CPU (a disjunction that is true) whatever they say."""
+    deciding = [value for value in choice.values if _on_cpu(value) is isinstance(choice.op, ast.Or)]
+    for value in choice.values if deciding else ():
+        # What decides cannot be seen to change either where another one decides the same.
+        if value not in deciding or len(deciding) > 1:
+            yield from ast.walk(value)
 
 
 def _dead(block: list[ast.AST]) -> Iterator[ast.AST]:

@@ -96,6 +96,20 @@ PLANTED = (
     Planted("input_overwritten", "conv_update", "hostile_memory", "input changed"),
     Planted("output_left_unwritten", "conv_update", "equivalence", "not written"),
     Planted("always_wrong_shape", "conv_update", "equivalence", "wrong shape"),
+    Planted("taps_taken_for_neighbours", "conv_update", "spread_vectors", "not bitwise equal"),
+    Planted(
+        "channel_offset_in_32_bits",
+        "conv_update",
+        "stretched_axes",
+        "not bitwise equal",
+        sequences=3,
+        tokens=3,
+        examples=2,
+        dtype="bfloat16",
+    ),
+    Planted("refused_in_strict_mode", "conv_update", "strict_mode_accepts", "raised"),
+    Planted("rows_counted_by_starts", "conv_prefill", "false_starts_stay_inside", "guard band written", tokens=140),
+    Planted("slots_beyond_256_not_found", "conv_prefill", "empty_sequences_added", "not bitwise equal", 2, 5),
     Planted("wrong_dtype", "conv_update", "equivalence", "wrong dtype"),
 )
 
@@ -122,7 +136,8 @@ def require_plain(case: Case, *, layout: bool) -> None:
     assert case.pad_slot == -1
     # Contents follow from regime and seed together, so one of the two may have had to stay.
     assert len(set(case.regime.values()) - {"unit", "mixed", "random"}) <= 1
-    assert case.dims.get("D", 1) <= 2
+    # Three are the fewest along which an offset can need more than 31 bits while its stride does not.
+    assert case.dims.get("D", 1) <= 3
     assert max(case.dims.get("K", 4), case.dims.get("V", 4)) <= 8
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
@@ -286,6 +287,39 @@ def decay_clipped(q: Tensor, k: Tensor, v: Tensor, *, g: Tensor, **rest: Any) ->
 
 def prefill_values_clipped(q: Tensor, k: Tensor, v: Tensor, **rest: Any) -> Tensor:
     return right.gdn_prefill(q, k, v.clamp(-1, 1), **rest)
+
+
+def taps_taken_for_neighbours(x: Tensor, weight: Tensor, **rest: Any) -> Tensor:
+    """The weight is read as if it were contiguous."""
+    return right.conv_update(x, weight.as_strided(weight.shape, (weight.shape[1], 1)), **rest)
+
+
+def channel_offset_in_32_bits(x: Tensor, weight: Tensor, **rest: Any) -> Tensor:
+    """channel × stride wraps around at 2^31, as in a kernel that multiplies two int32."""
+    return right.conv_update(_wrapped(x.T).T, weight, **rest)
+
+
+def refused_in_strict_mode(x: Tensor, weight: Tensor, **rest: Any) -> Tensor:
+    if os.environ.get("SLUICEGATE_STRICT") == "1":
+        raise ValueError("x: got a tensor, expected another one")
+    return right.conv_update(x, weight, **rest)
+
+
+def rows_counted_by_starts(x: Tensor, weight: Tensor, *, cu_seqlens: Tensor, **rest: Any) -> Tensor:
+    """As many rows are written as the starts count, and not as there are."""
+    y = torch.empty_like(x)
+    rows = int(cu_seqlens[-1])
+    if rows > len(x):
+        y.as_strided((rows, 1), (y.shape[1], 1), y.storage_offset())[len(x)] = 0
+    y.copy_(right.conv_prefill(x, weight, cu_seqlens=cu_seqlens.clamp(max=len(x)), **rest))
+    return y
+
+
+def slots_beyond_256_not_found(x: Tensor, weight: Tensor, *, state_indices: Tensor, **rest: Any) -> Tensor:
+    """Sequences beyond the first 256 are left as if they were inactive."""
+    found = state_indices.clone()
+    found[256:] = -1
+    return right.conv_prefill(x, weight, state_indices=found, **rest)
 
 
 def always_wrong_shape(x: Tensor, weight: Tensor, **rest: Any) -> Tensor:
