@@ -311,7 +311,7 @@ zero_keys = Property(
 forgets = Property("forgets_everything", "relations", forgets_body, weight=0.5)
 far_apart = relations.far_apart(GdnPrefill().far_cases)
 recall = Property("recalls_what_was_written", "relations", recall_body, weight=0.5)
-extreme_dims = relations.extreme_dims(GdnPrefill().cases, {"K": [1, 2, 256, 130], "V": [1, 2, 256, 130]})
+extreme_dims = relations.extreme_dims(GdnPrefill().cases, {"K": [256, 1, 130, 2], "V": [256, 1, 130, 2]})
 false_starts = arguments.false_starts()
 working_memory = replace(guards.working_memory, strategy=one_long_sequence)
 stretched_axes = views.stretched_axes(OPERATOR)

@@ -3,8 +3,8 @@
 A definition is a function, class or constant of a module. A subject uses what its own function mentions, and so on from
 there; the function itself is nobody else's. A helper that several subjects share belongs to the one whose code mentions it
 most often, as that has most to say about it; then to the nearest, so that `optimized.chunk_metadata:_chunk_kernel` belongs
-to the subject that launches it and not to the one that would choose it on a GPU; then to the first, in the order of the
-operators. What no subject reaches (a baseline, an adapter) has no judge.
+to the subject that launches it and not to the one that would choose it on a GPU; then to the last, in the order of the
+operators: metadata come first in it, and have fewer arguments to be wrong about. What no subject reaches (a baseline, an adapter) has no judge.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def judges() -> dict[Definition, Judge]:
             everywhere = _uses((module_name, function), cpu=False)
             on_cpu = _uses((module_name, function), cpu=True)
             for definition, rank in everywhere.items():
-                if definition not in best or rank < best[definition][0]:
+                if definition not in best or rank <= best[definition][0]:
                     best[definition] = (rank, Judge(operator, subject.target, definition in on_cpu))
     return {definition: judge for definition, (_, judge) in sorted(best.items())}
 
