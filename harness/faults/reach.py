@@ -4,7 +4,8 @@ A definition is a function, class or constant of a module. A subject uses what i
 there; the function itself is nobody else's. A helper that several subjects share belongs to the one whose code mentions it
 most often, as that has most to say about it; then to the nearest, so that `optimized.chunk_metadata:_chunk_kernel` belongs
 to the subject that launches it and not to the one that would choose it on a GPU; then to the last, in the order of the
-operators: metadata come first in it, and have fewer arguments to be wrong about. What no subject reaches (a baseline, an adapter) has no judge.
+operators: metadata come first in it, and have fewer arguments to be wrong about.
+What no subject reaches (a baseline, an adapter) has no judge.
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from references.chunk_metadata import chunk_metadata
+
 # Loaded from a path, as any subject may be: the neighbouring file is no package.
 _spec = importlib.util.spec_from_file_location("sluicegate_right_subjects", Path(__file__).with_name("right.py"))
 assert _spec is not None
@@ -320,6 +322,46 @@ def slots_beyond_256_not_found(x: Tensor, weight: Tensor, *, state_indices: Tens
     found = state_indices.clone()
     found[256:] = -1
     return right.conv_prefill(x, weight, state_indices=found, **rest)
+
+
+def softplus_loses_digits(q: Tensor, k: Tensor, v: Tensor, *, a: Tensor, A_log: Tensor, **rest: Any) -> Tensor:
+    """log(1 + e) in float32 as it is written: of a small e only what is left of it in 1 + e."""
+    exact = torch.nn.functional.softplus(a.double())
+    rough = torch.log(1 + torch.exp(a.float())).double()
+    # Row by row, since the rate of a head is all that is left to put the error into.
+    rows = [
+        right.gdn_decode(
+            *(t[row : row + 1] for t in (q, k, v)),
+            a=a[row : row + 1],
+            A_log=A_log.double() + torch.log((rough / exact)[row]),
+            **{name: t[row : row + 1] if name in ("b", "state_indices") else t for name, t in rest.items()},
+        )
+        for row in range(len(q))
+    ]
+    return torch.cat(rows)
+
+
+def widest_values_zero(q: Tensor, k: Tensor, v: Tensor, **rest: Any) -> Tensor:
+    """As with a tile for each 128 value columns, of which only the first is launched."""
+    o = right.gdn_decode(q, k, v, **rest)
+    o[..., 128:] = 0
+    return o
+
+
+def scratch_for_pairs_of_tokens(q: Tensor, k: Tensor, v: Tensor, **rest: Any) -> Tensor:
+    torch.empty(len(q), len(q), 32)
+    return right.gdn_prefill(q, k, v, **rest)
+
+
+def hints_trusted(cu_seqlens: Tensor, chunk_size: int, **hints: int | None) -> tuple[Tensor, Tensor]:
+    """A list as long as the last start says, even where that is negative."""
+    torch.empty(int(cu_seqlens[-1]))
+    return chunk_metadata(cu_seqlens.cummax(0).values.clamp(min=0), chunk_size)
+
+
+def starts_in_32_bits(cu_seqlens: Tensor, chunk_size: int, **hints: int | None) -> tuple[Tensor, Tensor]:
+    """start × stride wraps around at 2^31, as in a kernel that multiplies two int32."""
+    return chunk_metadata(_wrapped(cu_seqlens).cummax(0).values, chunk_size)
 
 
 def always_wrong_shape(x: Tensor, weight: Tensor, **rest: Any) -> Tensor:
