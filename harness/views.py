@@ -5,7 +5,9 @@ A kernel may take them or refuse them, by a ValueError that names the argument; 
 
 from __future__ import annotations
 
+import mmap
 import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -30,6 +32,8 @@ from harness.subjects import Capabilities
 MOST = 2**31
 #: Strides are multiples of it, lest they be refused for their alignment.
 GRAIN = 16
+#: Linux's; Python has a name for it from 3.13 on.
+MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 
 
 def stretched(tensor: Tensor, axis: int, beyond: int = -1, most: int = MOST) -> Tensor:
@@ -43,8 +47,16 @@ def stretched(tensor: Tensor, axis: int, beyond: int = -1, most: int = MOST) -> 
     strides = list(inner.contiguous().stride())
     strides.insert(axis, stride)
     lead = MOST if tensor.device.type == "cpu" else 0
-    storage = torch.empty(lead + (size - 1) * stride + inner.numel(), dtype=tensor.dtype, device=tensor.device)
+    storage = _untouched(lead + (size - 1) * stride + inner.numel(), tensor)
     return storage.as_strided(tensor.shape, strides, lead).copy_(tensor)
+
+
+def _untouched(elements: int, like: Tensor) -> Tensor:
+    """So much memory; on a CPU address space without a promise that there is memory for all of it."""
+    if like.device.type != "cpu":
+        return torch.empty(elements, dtype=like.dtype, device=like.device)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
+    return torch.frombuffer(mmap.mmap(-1, elements * like.element_size(), flags), dtype=like.dtype)
 
 
 def taken_or_refused(context: Context, call: Call, name: str, view: Tensor, batch: Batch) -> Result | None:
