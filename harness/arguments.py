@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator as operator_module
 import os
 import re
@@ -114,6 +115,8 @@ def value_breakages(operator: str, call: dict[str, Any]) -> Iterator[Breakage]:
         # Tokens in slots: the starts count them, and can count too many. Metadata is made from the starts alone.
         if "state_indices" in call:
             yield Breakage("starts that end beyond the last token", "cu_seqlens", _end_moved, strict=True)
+    if "max_seqlen" in call:
+        yield Breakage("max_seqlen one too low", "max_seqlen", lambda longest: longest - 1, strict=True)
     if operator == "chunk_metadata":
         for size in (0, -1):
             yield Breakage(f"chunk_size {size}", "chunk_size", partial(_instead, size))
@@ -137,15 +140,22 @@ def strict_mode(enabled: bool) -> Iterator[None]:
 
 
 def arguments_body(context: Context, case: Case) -> None:
-    probe = named_arguments(context, _packed(context, case))
+    probe = _hinted(context, named_arguments(context, _packed(context, case)))
     for breakage in (*shape_and_type_breakages(probe), *value_breakages(case.operator, probe)):
         call = _packed(context, case)
-        named = named_arguments(context, call)
+        named = _hinted(context, named_arguments(context, call))
         changed = (breakage.argument, *breakage.also)
         broken = named | {name: breakage.value(named[name]) for name in changed}
         broken |= dict.fromkeys(breakage.without)
         _require_rejected(context, breakage, call, broken)
         context.cases += 1
+
+
+def _hinted(context: Context, call: dict[str, Any]) -> dict[str, Any]:
+    """The call, with a true hint about the longest sequence where the subject takes one."""
+    if "max_seqlen" not in inspect.signature(context.function).parameters or "cu_seqlens" not in call:
+        return call
+    return call | {"max_seqlen": int(call["cu_seqlens"].diff().max())}
 
 
 def _packed(context: Context, case: Case) -> Call:
@@ -229,7 +239,8 @@ def false_starts_body(context: Context, case: Case) -> None:
     batch = context.batch(case)
     for first in {0, case.choice % (batch.size + 1), batch.size}:
         call = context.tokens.pack(batch, Arena(context.device))
-        call.keywords["cu_seqlens"][first:] += 1 + case.choice % 97
+        # The first start of all behind a block of any kernel: searches that count on its being 0 then find nothing.
+        call.keywords["cu_seqlens"][first:] += 1 + case.choice % 97 + (0 if first else 256)
         what, check = context.operator.name, context.check_memory
         judged = partial(execution.invoke, call=call, check_memory=check, what=what)
         # False starts are the caller's error: whatever is raised is as good as any result.
