@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator as operator_module
 import os
 import re
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness import inflight
+from harness import execution, inflight
 from harness.case import Case
 from harness.context import Context, Property
 from harness.execution import Call, synchronize
@@ -83,6 +84,11 @@ def _end_moved(starts: Tensor) -> Tensor:
     return torch.cat([starts[:-1], starts[-1:] + 1])
 
 
+def _dip(starts: Tensor) -> Tensor:
+    """All tokens in the first sequence, and the last start one before their end."""
+    return torch.cat([starts[:1], starts[-1:].expand(len(starts) - 2), starts[-1:] - 1])
+
+
 def _widened(tensor: Tensor) -> Tensor:
     return torch.cat([tensor, tensor[..., :1]], dim=-1)
 
@@ -105,9 +111,12 @@ def value_breakages(operator: str, call: dict[str, Any]) -> Iterator[Breakage]:
                 strict=True,
                 without=hints,
             )
+            yield Breakage("starts that decrease by one", "cu_seqlens", _dip, strict=True, without=hints)
         # Tokens in slots: the starts count them, and can count too many. Metadata is made from the starts alone.
         if "state_indices" in call:
             yield Breakage("starts that end beyond the last token", "cu_seqlens", _end_moved, strict=True)
+    if "max_seqlen" in call:
+        yield Breakage("max_seqlen one too low", "max_seqlen", lambda longest: longest - 1, strict=True)
     if operator == "chunk_metadata":
         for size in (0, -1):
             yield Breakage(f"chunk_size {size}", "chunk_size", partial(_instead, size))
@@ -131,15 +140,22 @@ def strict_mode(enabled: bool) -> Iterator[None]:
 
 
 def arguments_body(context: Context, case: Case) -> None:
-    probe = _named(context, _packed(context, case))
+    probe = _hinted(context, named_arguments(context, _packed(context, case)))
     for breakage in (*shape_and_type_breakages(probe), *value_breakages(case.operator, probe)):
         call = _packed(context, case)
-        named = _named(context, call)
+        named = _hinted(context, named_arguments(context, call))
         changed = (breakage.argument, *breakage.also)
         broken = named | {name: breakage.value(named[name]) for name in changed}
         broken |= dict.fromkeys(breakage.without)
         _require_rejected(context, breakage, call, broken)
         context.cases += 1
+
+
+def _hinted(context: Context, call: dict[str, Any]) -> dict[str, Any]:
+    """The call, with a true hint about the longest sequence where the subject takes one."""
+    if "max_seqlen" not in inspect.signature(context.function).parameters or "cu_seqlens" not in call:
+        return call
+    return call | {"max_seqlen": int(call["cu_seqlens"].diff().max())}
 
 
 def _packed(context: Context, case: Case) -> Call:
@@ -149,7 +165,7 @@ def _packed(context: Context, case: Case) -> Call:
     return context.tokens.pack(context.batch(case), Arena(context.device))
 
 
-def _named(context: Context, call: Call) -> dict[str, Any]:
+def named_arguments(context: Context, call: Call) -> dict[str, Any]:
     return dict(zip(POSITIONAL[context.operator.name], call.arguments, strict=True)) | call.keywords
 
 
@@ -190,4 +206,55 @@ def _require_rejected(context: Context, breakage: Breakage, call: Call, broken: 
     call.arena.check()
 
 
+def strict_body(context: Context, case: Case) -> None:
+    """Strict mode looks at values and refuses none that are right."""
+    with strict_mode(enabled=True):
+        call = _packed(context, case)
+        execution.invoke(context.function, call, check_memory=context.check_memory, what=context.operator.name)
+
+
+class _Refused(BaseException):
+    """The subject raised what it may. No `Exception`, so that nothing on the way takes it for a crash."""
+
+
+def unless_refused(
+    function: Callable[..., Any], run: Callable[[Callable[..., Any]], Any], refusal: type[Exception] = ValueError
+) -> Any:
+    """What ``run`` makes of the function; None when the function raises a ``refusal``, as it may at false values."""
+
+    def attempt(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except refusal as error:
+            raise _Refused from error
+
+    try:
+        return run(attempt)
+    except _Refused:
+        return None
+
+
+def false_starts_body(context: Context, case: Case) -> None:
+    """Starts that count more tokens than there are (a step's padding gone wrong) lead to no access outside."""
+    batch = context.batch(case)
+    for first in {0, case.choice % (batch.size + 1), batch.size}:
+        call = context.tokens.pack(batch, Arena(context.device))
+        # The first start of all behind a block of any kernel: searches that count on its being 0 then find nothing.
+        call.keywords["cu_seqlens"][first:] += 1 + case.choice % 97 + (0 if first else 256)
+        what, check = context.operator.name, context.check_memory
+        judged = partial(execution.invoke, call=call, check_memory=check, what=what)
+        # False starts are the caller's error: whatever is raised is as good as any result.
+        unless_refused(context.function, judged, Exception)
+        call.arena.check()
+        context.cases += 1
+
+
+def false_starts(strategy: Callable[..., Any] | None = None) -> Property:
+    """On a CPU, where every address is known: on a GPU an access outside leaves no trace, or takes the process with it."""
+    return Property(
+        "false_starts_stay_inside", "arguments", false_starts_body, weight=0.25, devices=("cpu",), strategy=strategy
+    )
+
+
+strict_accepts = Property("strict_mode_accepts", "arguments", strict_body, weight=0.25)
 bad_arguments = Property("bad_arguments", "arguments", arguments_body, examples=3)

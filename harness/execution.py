@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from harness import inflight
+from harness import bounds, inflight
 from harness.failure import Failure, fail
 from harness.memory import Arena, PoisonedAllocations
 
@@ -75,11 +75,16 @@ def raised(error: BaseException, what: str) -> NoReturn:
 
 @contextmanager
 def guarded(call: Call, *, check_memory: bool, what: str) -> Iterator[None]:
-    """Run the body (the subject) with armed memory; afterwards every guard, input and untouched slot is compared."""
+    """Run the body (the subject) with armed memory; afterwards every guard, input and untouched slot is compared.
+
+    Under the interpreter, no access may have gone outside the buffers either (`harness.bounds`).
+    """
     call.arena.arm()
     poison = PoisonedAllocations()
     try:
-        with poison, torch.no_grad():
+        with bounds.watched() as watch, poison, torch.no_grad():
+            for buffer in call.arena.buffers:
+                watch.fence(buffer.storage, buffer.first, buffer.last, buffer.name)
             yield
         synchronize(call.arena.device)
     except Failure:
@@ -89,6 +94,7 @@ def guarded(call: Call, *, check_memory: bool, what: str) -> Iterator[None]:
     if check_memory:
         call.arena.check()
         poison.check()
+        watch.check()
 
 
 def invoke(function: Callable[..., Any], call: Call, *, check_memory: bool = True, what: str = "the subject") -> Any:

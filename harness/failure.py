@@ -21,6 +21,7 @@ SYMPTOMS = (
     "non-finite",
     "input changed",
     "guard band written",
+    "out of bounds",
     "untouched slot changed",
     "inactive row not zero",
     "not bitwise equal",

@@ -15,7 +15,7 @@ from harness.case import Case, Layout, Segment, StepCase
 from harness.context import Context, Property
 from harness.execution import Call, raised, synchronize
 from harness.failure import Failure, fail
-from harness.memory import Arena, EagerMode
+from harness.memory import Arena, EagerMode, PoisonedAllocations
 from harness.operators.chunk_metadata import ChunkMetadata
 
 #: The compiled variants one kernel may have over a workload of one model's dims and dtypes.
@@ -23,6 +23,9 @@ MAX_VARIANTS = 4
 WORKLOAD = 500
 #: Bytes by which two equal needs may differ in the allocator's books.
 POOL_MEMORY_SLACK = 2**20
+
+#: Most bytes that a call may allocate, results included, for each byte of its tokens. Ours comes to 2.
+MOST_TIMES = 8
 
 
 class HostSync(Exception):
@@ -219,6 +222,24 @@ def copies_body(context: Context, case: Case) -> None:
         )
 
 
+def working_memory_body(context: Context, case: Case) -> None:
+    """What a call allocates is in proportion to what it is given and returns, however its grid was counted."""
+    call = _pack(context, case, Layout())
+    given = [v for v in (*call.arguments, *call.keywords.values()) if isinstance(v, torch.Tensor)]
+    # Inputs of the tokens only: a pool may have any size.
+    bytes_given = sum(t.numel() * t.element_size() for t in given if t.shape[:1] == (case.tokens,))
+    with PoisonedAllocations() as allocations:
+        _execute(context, lambda: context.function(*call.arguments, **call.keywords))
+    context.note("bytes allocated", allocations.bytes)
+    if allocations.bytes > MOST_TIMES * bytes_given:
+        fail(
+            "copies state",
+            f"{context.operator.name} allocated {allocations.bytes} bytes for {bytes_given} bytes of tokens, at most {MOST_TIMES}"
+            " times as many expected",
+            mark="working memory",
+        )
+
+
 def pool_memory_body(context: Context, case: Case) -> None:
     """One call needs the same memory beside a pool of its sequences' slots as beside one 64 times as large."""
     needed = []
@@ -323,6 +344,7 @@ def _refill(static: Call, other: Call) -> None:
 host_sync = Property("no_host_sync", "cost", host_sync_body, weight=0.5)
 launch_count = Property("bounded_launches", "cost", launches_body, weight=0.25)
 copied_bytes = Property("no_copies_beside_the_kernel", "cost", copies_body, weight=0.5)
+working_memory = Property("bounded_working_memory", "cost", working_memory_body, examples=1)
 variants = Property("bounded_variants", "cost", variants_body, examples=2)
 pool_memory = Property("memory_independent_of_pool", "cost", pool_memory_body, weight=0.25, devices=("cuda",))
 graph_replay = Property("graph_replay", "cost", graph_body, weight=0.5, devices=("cuda",))

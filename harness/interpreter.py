@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from harness import bounds
+
 
 def requested() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
@@ -51,6 +53,7 @@ def repair() -> str | None:
         patch_attribute, is_builtin = upstream._patch_attr, tl.core.is_builtin
         restore, to_host = executor._restore_args_dev, executor._init_args_hst
         patch_tensor = upstream._patch_lang_tensor
+        load, store = builder.create_masked_load, builder.create_masked_store
     except (ImportError, AttributeError) as error:
         return f"this Triton's interpreter has another shape than the ones known here ({error})"
 
@@ -79,6 +82,8 @@ def repair() -> str | None:
         return all(not isinstance(v, torch.Tensor) or v.device.type == "cpu" for v in values)
 
     def init_args(self: Any, args: Any, kwargs: Any) -> Any:
+        if watch := bounds.current():
+            watch.launched(getattr(self.fn, "__name__", "the kernel"), (*args, *kwargs.values()))
         if on_cpu(args) and on_cpu(kwargs.values()):
             return list(args), dict(kwargs)
         return to_host(self, args, kwargs)
@@ -86,6 +91,17 @@ def repair() -> str | None:
     def restore_args(self: Any, args: Any, host: Any, kwargs: Any, kwargs_host: Any) -> None:
         if not (on_cpu(args) and on_cpu(kwargs.values())):
             restore(self, args, host, kwargs, kwargs_host)
+
+    def watched_load(self: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
+        if watch := bounds.current():
+            bits = pointers.get_element_ty().primitive_bitwidth
+            watch.accessed(pointers.data, mask.data, max(bits // 8, 1), "reads")
+        return load(self, pointers, mask, *rest)
+
+    def watched_store(self: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        if watch := bounds.current():
+            watch.accessed(pointers.data, mask.data, value.data.itemsize, "writes")
+        return store(self, pointers, value, mask, *rest)
 
     # Upstream lists all members of the language anew for each call of a jit function from another one.
     builtins: dict[Any, list[tuple[str, Any]]] = {}
@@ -109,6 +125,7 @@ def repair() -> str | None:
     upstream.interpreter_builder.options = replace(options, sanitize_overflow=False)
     upstream._convert_float = exact_convert
     builder.binary_op, builder.create_dot = exact_binary, exact_dot
+    builder.create_masked_load, builder.create_masked_store = watched_load, watched_store
     executor._init_args_hst, executor._restore_args_dev = init_args, restore_args
     return None
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from harness import bounds
 from harness.failure import fail
 
 #: Bytes on each side of a buffer. A multiple of the widest vector access keeps the buffer itself aligned.
@@ -189,7 +190,14 @@ class PoisonedAllocations(EagerMode):
         length = span(out.shape, out.stride())
         storage = torch.full((length + 2 * guard,), poison_value(out.dtype), dtype=out.dtype, device=out.device)
         self._fenced.append((storage, guard, guard + length))
+        if watch := bounds.current():
+            watch.fence(storage, guard, guard + length, "a buffer of the subject's own")
         return storage.as_strided(out.shape, out.stride(), guard)
+
+    @property
+    def bytes(self) -> int:
+        """Allocated so far, without the fences."""
+        return sum((last - first) * storage.element_size() for storage, first, last in self._fenced)
 
     def check(self) -> None:
         for storage, first, last in self._fenced:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from hypothesis import strategies as st
 
 from harness.batch import Batch, Result
 from harness.case import Case, Layout, Segment
@@ -41,6 +42,24 @@ def published(strategy: Callable[..., Any]) -> Property:
         devices=("cuda",),
         strategy=strategy,
     )
+
+
+def extreme_dims(strategy: Callable[..., Any], sizes: dict[str, list[int]]) -> Property:
+    """Equivalence at the smallest and the largest dims that a contract allows, of which few are drawn elsewhere.
+
+    A few tokens of one or two heads: under the interpreter, what costs is the number of operations and not their width.
+    """
+
+    def fit(case: Case, chosen: dict[str, int]) -> Case:
+        heads = {name: min(size, 2) for name, size in case.dims.items() if name in ("H", "HV")}
+        sequences = tuple(replace(s, length=min(s.length, 5)) for s in case.sequences[:2])
+        return case.with_(dims={**case.dims, **heads, **chosen}, sequences=sequences)
+
+    def cases(scale: Any, dtype: str) -> Any:
+        drawn = {name: st.sampled_from(values) for name, values in sizes.items()}
+        return st.builds(fit, strategy(scale, dtype), st.fixed_dictionaries(drawn))
+
+    return Property("equivalence_at_extreme_dims", "equivalence", equivalence_body, weight=0.5, strategy=cases)
 
 
 def alone_body(context: Context, case: Case) -> None:
@@ -112,7 +131,8 @@ EMPTIES = 300
 
 def empties_added_body(context: Context, case: Case) -> None:
     """Hundreds of sequences without tokens stand before one of the others: how many there are must not matter."""
-    batch = context.batch(case.with_(dims={**case.dims, "H": 1, "HV": 1}))
+    one_head = {name: 1 for name in ("H", "HV") if name in case.dims}
+    batch = context.batch(case.with_(dims={**case.dims, **one_head}))
     at = case.choice % batch.size
     one = batch.select([case.choice % batch.size])
     none = {name: tensor[:0] for name, tensor in one.tokens[0].items()}

@@ -377,9 +377,10 @@ def conv_prefill(
 
     Args:
         x: [T, D] float32, float16 or bfloat16; any strides. Tokens at and after cu_seqlens[-1] belong to no sequence.
-        weight: [D, W], W in {2, 3, 4}, any strides; tap W - 1 meets the newest token.
+        weight: [D, W], W in {2, 3, 4}, any strides (the taps of a channel within 2^31 elements); tap W - 1 meets the newest
+            token.
         bias: [D] contiguous, or None.
-        conv_state: [slots, D, W-1], oldest input first, any strides; updated in place.
+        conv_state: [slots, D, W-1], oldest input first, any strides (likewise); updated in place.
         cu_seqlens: int32 or int64 [N+1], contiguous, never decreasing from 0.
         state_indices: int32 or int64 [N], any stride; distinct where not negative. A negative slot makes a sequence
             inactive: its slot is neither read nor written and its output rows are zero.
@@ -532,6 +533,8 @@ def _check_layer(
         checks.check_contiguous("bias", bias)
     state_shape = (None, dims["D"], dims["W"] - 1)
     checks.check_tensor("conv_state", conv_state, shape=state_shape, dtypes=_ACTIVATION_DTYPES, device=x.device)
+    for name, taps in (("weight", weight), ("conv_state", conv_state)):
+        checks.check_span(name, taps, (taps.shape[-1] - 1) * taps.stride(-1), "taps")
     if activation not in ("silu", None):
         raise checks.fail("activation", repr(activation), '"silu" or None', "apply other activations afterwards")
     checks.check_runnable("x", x)

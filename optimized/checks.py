@@ -92,6 +92,12 @@ def check_contiguous(name: str, vector: torch.Tensor) -> None:
         raise fail(name, f"stride {vector.stride(0)}", "a contiguous tensor", f"pass {name}.contiguous()")
 
 
+def check_span(name: str, view: torch.Tensor, span: int, what: str) -> None:
+    """Check that offsets of up to ``span`` elements, which a kernel computes in 32 bits, fit; ValueError otherwise."""
+    if span >= 2**31:
+        raise fail(name, f"strides {view.stride()}", f"{what} within 2^31 elements", f"pass {name}.contiguous()")
+
+
 def check_runnable(name: str, tensor: torch.Tensor) -> None:
     """Check that a kernel can run where ``tensor`` lies: on a GPU, or in the interpreter; ValueError otherwise."""
     if tensor.device.type != "cuda" and not triton.knobs.runtime.interpret:

@@ -114,7 +114,7 @@ def gdn_prefill(
             for the three, any strides and offsets; q and k are not yet normalised. Value head hv uses q/k head
             hv // (HV // H). Tokens at and after cu_seqlens[-1] belong to no sequence: their output rows are zero.
         g: [T, HV], log decay, at most 0; beta: [T, HV], already squashed; any float dtype and strides.
-        state: [slots, HV, V, K], float32, float16 or bfloat16, any strides; updated in place.
+        state: [slots, HV, V, K], float32, float16 or bfloat16, any strides (a head within 2^31 elements); updated in place.
         cu_seqlens: int32 or int64 [N+1], contiguous, never decreasing from 0.
         state_indices: int32 or int64 [N], any stride; distinct where not negative. A negative slot makes a sequence
             inactive: its slot is neither read nor written and its output rows are zero.
@@ -269,13 +269,13 @@ def _check(
         span = LONGEST_CHUNK * view.stride(0) + sum(
             (n - 1) * s for n, s in zip(view.shape[1:], view.stride()[1:], strict=True)
         )
-        if span >= 2**31:
-            raise checks.fail(
-                name,
-                f"strides {view.stride()}",
-                f"{LONGEST_CHUNK} tokens within 2^31 elements",
-                f"pass {name}.contiguous()",
-            )
+        checks.check_span(name, view, span, f"{LONGEST_CHUNK} tokens")
+    span = sum((n - 1) * s for n, s in zip(state.shape[2:], state.stride()[2:], strict=True))
+    checks.check_span("state", state, span, "heads")
+    for name, gate in (("g", g), ("beta", beta)):
+        checks.check_span(
+            name, gate, LONGEST_CHUNK * gate.stride(0) + (dims["HV"] - 1) * gate.stride(1), "a chunk's gates"
+        )
     checks.check_runnable("q", q)
     checks.check_cu_seqlens(cu_seqlens, dims["T"], tokens_in="q, k and v")
     checks.check_slots(state_indices, dims["slots"])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
-from harness import arguments, guards
+from harness import arguments, guards, views
 from harness.case import Case, Segment
 from harness.context import Context, Property
 from harness.operators.chunk_metadata import ChunkMetadata
@@ -104,6 +107,34 @@ def repeated_body(context: Context, case: Case) -> None:
     )
 
 
+def false_values_body(context: Context, case: Case) -> None:
+    """Outside strict mode, false hints and starts give lists of some length or a ValueError, and touch nothing else."""
+    operator, rng = _operator(context), random.Random(case.choice)
+    places = (0, rng.randrange(len(case.lengths) + 1), -1)
+    for place, false in [(None, 0), *((place, false) for place in places for false in (-1000, 0, case.tokens + 5))]:
+        call = operator.pack(case.with_(options={"hints": place is None or rng.random() < 0.5}), context.device)
+        if place is not None:
+            call.arguments[0][place] = false
+        for name in call.keywords:
+            call.keywords[name] = max(0, call.keywords[name] + rng.choice([0, 1, -1, rng.randint(-40, 40)]))
+        arguments.unless_refused(context.function, partial(operator.run, call=call, check_memory=context.check_memory))
+        call.arena.check()
+        context.cases += 1
+
+
+def far_starts_body(context: Context, case: Case) -> None:
+    """Starts so far apart that an offset of one needs more than 31 bits, read as they lie or refused."""
+    operator = _operator(context)
+    # The last but one, where a sequence begins, is the one that must lie beyond: it opens a chunk, or its length is none.
+    lengths = [*case.lengths[:4], 1, 1, 1]
+    call = operator.pack(case.with_(options={"hints": True}), context.device, lengths=lengths)
+    near = operator.run(context.function, call)
+    far = replace(call, arguments=(views.stretched(call.arguments[0], 0, -2), *call.arguments[1:]))
+    got = arguments.unless_refused(context.function, lambda f: operator.run(f, far, check_memory=False))
+    if got is not None:
+        operator.require_equal(got, near, "starts beyond 2^31 elements must give the same chunks as packed ones")
+
+
 equivalence = Property("equivalence", "equivalence", equivalence_body, weight=20)
 hints_agree = Property("hints_agree", "relations", hints_agree_body)
 own_count = Property("hint_of_its_own_helper", "relations", own_count_body, nothing_to_check=no_helper_beside)
@@ -112,6 +143,8 @@ aligned_prefix = Property("aligned_prefix", "relations", aligned_prefix_body)
 scaled = Property("scaled_to_2_31_tokens", "relations", scaled_body)
 block_crossing = Property("block_256_crossing", "relations", block_crossing_body, examples=4)
 repeated = Property("repeated", "relations", repeated_body)
+false_values = Property("false_values_stay_inside", "arguments", false_values_body, examples=20)
+far_starts = Property("starts_far_apart", "arguments", far_starts_body, examples=2)
 
 PROPERTIES = (
     equivalence,
@@ -123,6 +156,9 @@ PROPERTIES = (
     block_crossing,
     repeated,
     arguments.bad_arguments,
+    arguments.strict_accepts,
+    false_values,
+    far_starts,
     guards.host_sync,
     guards.launch_count,
     guards.variants,

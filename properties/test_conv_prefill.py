@@ -8,8 +8,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from harness import arguments, guards, relations, strategies
-from harness.case import Case
+from harness import arguments, guards, operators, relations, strategies, views
+from harness.case import Case, Segment
 from harness.context import Context, Property
 from harness.operators.convolution import conv_cases
 from harness.pytest_plugin import CheckedCell
@@ -48,17 +48,33 @@ def block_crossings(scale: Scale, dtype: str) -> Any:
 block_crossing = Property(
     "block_crossing", "equivalence", relations.equivalence_body, weight=0.5, strategy=block_crossings
 )
+#: Two short sequences: what is looked for is the way to them.
+empties_added = Property(
+    "empty_sequences_added",
+    "relations",
+    relations.empties_added_body,
+    examples=2,
+    strategy=lambda scale, dtype: conv_cases(
+        OPERATOR, scale, dtype, st.just((Segment(3, "fresh", 0), Segment(2, "resumed", 1)))
+    ),
+)
 max_seqlen_hint = Property(
     "max_seqlen_hint", "relations", max_seqlen_hint_body, weight=0.5, nothing_to_check=takes_no_hint
 )
+extreme_dims = relations.extreme_dims(operators.get(OPERATOR).cases, {"D": [1025, 1024]})
+# Of more tokens than a block: the first start then leads behind it.
+false_starts = arguments.false_starts(block_crossings)
+stretched_axes = views.stretched_axes(OPERATOR)
 
 PROPERTIES = (
     relations.equivalence,
+    extreme_dims,
     block_crossing,
     relations.alone,
     relations.permuted,
     relations.slots_renamed,
     relations.inactive_rows_added,
+    empties_added,
     relations.split_and_resume,
     relations.single_tokens,
     max_seqlen_hint,
@@ -73,6 +89,10 @@ PROPERTIES = (
     relations.poison_independent,
     relations.high_slot,
     arguments.bad_arguments,
+    arguments.strict_accepts,
+    false_starts,
+    views.spread_vectors,
+    stretched_axes,
     guards.host_sync,
     guards.launch_count,
     guards.copied_bytes,

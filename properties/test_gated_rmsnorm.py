@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from harness import arguments, guards, relations
+from harness import arguments, guards, relations, views
 from harness.batch import Batch, Result
 from harness.case import Case
 from harness.context import Context, Property
@@ -156,9 +156,12 @@ heads_permuted = Property("heads_permuted", "relations", heads_permuted_body)
 one_weight = Property("heads_share_the_weight", "relations", one_weight_body, weight=0.5)
 rows_apart = Property("rows_kept_apart", "relations", rows_apart_body)
 far_apart = relations.far_apart(GatedRmsNorm().far_cases)
+extreme_dims = relations.extreme_dims(GatedRmsNorm().cases, {"V": [1024, 513, 1, 2]})
+stretched_axes = views.stretched_axes(OPERATOR)
 
 PROPERTIES = (
     relations.equivalence,
+    extreme_dims,
     rounded_once,
     relations.alone,
     relations.permuted,
@@ -179,6 +182,9 @@ PROPERTIES = (
     relations.poison_independent,
     far_apart,
     arguments.bad_arguments,
+    arguments.strict_accepts,
+    views.spread_vectors,
+    stretched_axes,
     guards.host_sync,
     guards.launch_count,
     guards.copied_bytes,

@@ -11,7 +11,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from harness import arguments, delta_relations, guards, operators, relations, strategies
+from harness import arguments, delta_relations, guards, operators, relations, strategies, views
 from harness.batch import Batch, Result
 from harness.case import Case, Layout, Segment
 from harness.context import Context, Property
@@ -43,6 +43,13 @@ def several_heads(scale: Scale, dtype: str) -> Any:
         return case.with_(dims={**case.dims, **more})
 
     return operators.get(OPERATOR).cases(scale, dtype).map(doubled)
+
+
+def one_long_sequence(scale: Scale, dtype: str) -> Any:
+    """As many tokens a chunk as there are, and as wide as chunks are long: what is kept of them is then of one size."""
+    dims = {"H": 1, "HV": 1, "K": 32, "V": 32}
+    cases = prefill_cases(scale, dtype, st.just((Segment(300, "fresh", 0),)))
+    return cases.map(lambda case: case.with_(dims=dims))
 
 
 def two_sequences(scale: Scale, dtype: str) -> Any:
@@ -304,9 +311,14 @@ zero_keys = Property(
 forgets = Property("forgets_everything", "relations", forgets_body, weight=0.5)
 far_apart = relations.far_apart(GdnPrefill().far_cases)
 recall = Property("recalls_what_was_written", "relations", recall_body, weight=0.5)
+extreme_dims = relations.extreme_dims(GdnPrefill().cases, {"K": [256, 1, 130, 2], "V": [256, 1, 130, 2]})
+false_starts = arguments.false_starts()
+working_memory = replace(guards.working_memory, strategy=one_long_sequence)
+stretched_axes = views.stretched_axes(OPERATOR)
 
 PROPERTIES = (
     relations.equivalence,
+    extreme_dims,
     relations.published(GdnPrefill().published_cases),
     long_equivalence,
     zero_keys,
@@ -340,9 +352,14 @@ PROPERTIES = (
     relations.high_slot,
     far_apart,
     bad_arguments,
+    arguments.strict_accepts,
+    false_starts,
+    views.spread_vectors,
+    stretched_axes,
     guards.host_sync,
     guards.launch_count,
     guards.copied_bytes,
+    working_memory,
     guards.variants,
     guards.graph_replay,
     guards.pool_memory,

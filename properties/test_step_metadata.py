@@ -170,7 +170,10 @@ def bad_steps_body(context: Context, case: StepCase) -> None:
         else:
             fail("not rejected", f"{change} was accepted, expected a ValueError naming {name!r}", mark=name)
         context.cases += 1
-    live.require_right(step, live.snapshot(live.prepare(step)))
+    # Still usable, and strict mode refuses nothing that is right.
+    for strictly in (False, True):
+        with strict_mode(strictly):
+            live.require_right(step, live.snapshot(live.prepare(step)))
 
 
 def _rows(count: int) -> dict[str, Any]:

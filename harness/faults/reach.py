@@ -3,8 +3,9 @@
 A definition is a function, class or constant of a module. A subject uses what its own function mentions, and so on from
 there; the function itself is nobody else's. A helper that several subjects share belongs to the one whose code mentions it
 most often, as that has most to say about it; then to the nearest, so that `optimized.chunk_metadata:_chunk_kernel` belongs
-to the subject that launches it and not to the one that would choose it on a GPU; then to the first, in the order of the
-operators. What no subject reaches (a baseline, an adapter) has no judge.
+to the subject that launches it and not to the one that would choose it on a GPU; then to the last, in the order of the
+operators: metadata come first in it, and have fewer arguments to be wrong about.
+What no subject reaches (a baseline, an adapter) has no judge.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from harness.subjects import registered
 Definition = tuple[str, str]
 
 #: Flags of kernels that the host sets to one value on a CPU, whatever the case.
-CPU_FLAGS = {"PTX": False, "VALUES_FIRST": True, "is_cuda": False}
+CPU_FLAGS = {"PTX": False, "VALUES_FIRST": True, "is_cuda": False, "interpret": True}
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def judges() -> dict[Definition, Judge]:
             everywhere = _uses((module_name, function), cpu=False)
             on_cpu = _uses((module_name, function), cpu=True)
             for definition, rank in everywhere.items():
-                if definition not in best or rank < best[definition][0]:
+                if definition not in best or rank <= best[definition][0]:
                     best[definition] = (rank, Judge(operator, subject.target, definition in on_cpu))
     return {definition: judge for definition, (_, judge) in sorted(best.items())}
 
@@ -115,9 +116,20 @@ def cuda_only(tree: ast.AST) -> Iterator[ast.AST]:
     for node in ast.walk(tree):
         if isinstance(node, ast.IfExp) and (truth := _on_cpu(node.test)) is not None:
             yield from ast.walk(node.orelse if truth else node.body)
+        if isinstance(node, ast.BoolOp):
+            yield from _decided(node)
         for block in (value for _, value in ast.iter_fields(node) if isinstance(value, list)):
             for statement in _dead(block):
                 yield from ast.walk(statement)
+
+
+def _decided(choice: ast.BoolOp) -> Iterator[ast.AST]:
+    """The operands of a conjunction that is false on a CPU (a disjunction that is true) whatever they say."""
+    deciding = [value for value in choice.values if _on_cpu(value) is isinstance(choice.op, ast.Or)]
+    for value in choice.values if deciding else ():
+        # What decides cannot be seen to change either where another one decides the same.
+        if value not in deciding or len(deciding) > 1:
+            yield from ast.walk(value)
 
 
 def _dead(block: list[ast.AST]) -> Iterator[ast.AST]:

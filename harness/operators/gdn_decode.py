@@ -78,7 +78,8 @@ class GdnDecode(DeltaRule):
             "v": normal(rows, value_heads, value_dim) * amplitude,
         }
         gate_dtype = torch.float32 if case.options["float32_gates"] else dtype
-        A_log = (uniform(value_heads) * 2 - 1).to(gate_dtype)
+        # exp(A_log) up to 16, as models are initialised: by so much the error of a softplus near zero is magnified.
+        A_log = (uniform(value_heads) * 3.8 - 1).to(gate_dtype)
         dt_bias = normal(value_heads).to(gate_dtype)
         rate = draw_decay_rates(case.regime["decay"], normal, uniform, rows, value_heads)
         # softplus(a + dt_bias) = rate / exp(A_log), solved for a; rounding a to the dtype is part of the input.

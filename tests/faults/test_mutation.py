@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 import ast
+import struct
 import textwrap
+import types
+from array import array
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import triton
+import triton.language as tl
 from typer.testing import CliRunner
 
-from harness import interpreter
+from harness import interpreter, operators, strategies
+from harness.case import StepCase
+from harness.cell import Cell, CellSpec
 from harness.cli import build
+from harness.draws import draws
 from harness.faults import equivalents, injection, matrix, model, mutation, reach, runner
 from harness.faults.mutators import MUTATORS
 from harness.faults.verdict import Settings, Verdict, Witness
+from harness.isolation import find_property
+from harness.memory import same_bits
+from harness.operators.base import Operator, TokenOperator
+from harness.operators.chunk_metadata import ChunkMetadata
 from harness.subjects import load_target
+from optimized.functions import unbiased_exp
 
 EVERY = mutation.every()
 
@@ -204,6 +220,21 @@ def test_a_condition_on_the_device_ends_what_a_cpu_runs() -> None:
     assert names == {"gpu"}
 
 
+@pytest.mark.parametrize(
+    ("condition", "unseen"),
+    [
+        ("x.device.type == 'cuda' and other and knobs.interpret", {"other", "knobs"}),
+        ("x.device.type == 'cuda' and other and not knobs.interpret", {"x", "other", "knobs"}),
+        ("x.device.type == 'cpu' or other", {"other"}),
+        ("x.device.type == 'cpu' and other", set()),
+        ("one and other", set()),
+    ],
+)
+def test_what_a_cpu_decides_hides_the_rest_of_a_condition(condition: str, unseen: set[str]) -> None:
+    tree = ast.parse(f"y = {condition}")
+    assert {node.id for node in reach.cuda_only(tree) if isinstance(node, ast.Name)} == unseen
+
+
 @pytest.mark.parametrize(("start", "end"), [(0, 3), (4, 9), (2, 11), (11, 11)])
 def test_a_span_finds_its_text_again(start: int, end: int) -> None:
     text = "a–c\nde\n\nfgh"
@@ -242,6 +273,11 @@ def test_the_listed_equivalents_exist_and_their_checks_too() -> None:
         assert not entry.check or f"def {entry.check}(" in tests
 
 
+def checked_by(test: str) -> list[model.Fault]:
+    entries = [entry for entry in equivalents.load() if entry.check == test]
+    return [fault for fault in EVERY if any(entry.covers(fault) for entry in entries)]
+
+
 def masked_tokens(target: str) -> list[torch.Tensor]:
     """Outputs and states of sequences that end at every place of a walk, in every width."""
     results = []
@@ -266,7 +302,7 @@ def masked_tokens(target: str) -> list[torch.Tensor]:
 @on_the_interpreter
 def test_what_a_masked_token_reads_is_never_seen(tmp_path: Path) -> None:
     interpreter.repair()
-    faults = [f for f in EVERY if f.equivalent and f.module == "optimized.causal_conv"]
+    faults = checked_by("test_what_a_masked_token_reads_is_never_seen")
     assert len(faults) == 4
     expected = masked_tokens(faults[0].subject)
     for fault in faults:
@@ -281,6 +317,88 @@ def test_the_unit_of_two_views_has_no_order() -> None:
     for x, z in product(views, repeat=2):
         if x.shape == z.shape:
             assert unit(x, z) == unit(z, x)
+
+
+def judged_as_the_right_one(fault: model.Fault, target: str, cases: int) -> None:
+    """Over so many cases the changed subject gives the bits, or for a builder the metadata, of the unchanged one."""
+    operator = operators.get(fault.operator)
+    for dtype in operator.dtypes:
+        for case in draws(operator.cases(strategies.CPU, dtype), cases, 7):
+            if isinstance(case, StepCase):
+                spec = CellSpec(fault.operator, "x", target, "engine_life", "cpu", dtype, examples=1, seed=0)
+                Cell(spec, find_property(fault.operator, "arbitrary_steps")).judge(case)
+                continue
+            got, expected = (results(operator, load_target(name), case) for name in (target, fault.subject))
+            assert all(map(same_bits, got, expected)), case
+
+
+def results(operator: Operator, function: Callable[..., Any], case: Any) -> list[torch.Tensor]:
+    if isinstance(operator, ChunkMetadata):
+        return [*operator.run(function, operator.pack(case, torch.device("cpu")))]
+    assert isinstance(operator, TokenOperator)
+    result = operator.run(function, operator.batch(case, torch.device("cpu")), device=torch.device("cpu"))
+    return [*result.outputs, *(state for state in result.states if state is not None)]
+
+
+@on_the_interpreter
+@pytest.mark.parametrize("fault", checked_by("test_equivalents_give_the_same_bits"), ids=lambda f: f.id)
+def test_equivalents_give_the_same_bits(fault: model.Fault, tmp_path: Path) -> None:
+    interpreter.repair()
+    with injection.injected(fault, tmp_path) as target:
+        judged_as_the_right_one(fault, target, 60 if "metadata" in fault.operator else 3)
+
+
+@on_the_interpreter
+@pytest.mark.parametrize("fault", checked_by("test_equivalents_stay_within_the_budget"), ids=lambda f: f.id)
+def test_equivalents_stay_within_the_budget(fault: model.Fault, tmp_path: Path) -> None:
+    interpreter.repair()
+    with injection.injected(fault, tmp_path) as target:
+        for dtype in ("float32", "bfloat16"):
+            spec = CellSpec(fault.operator, "x", target, "equivalence", "cpu", dtype, examples=15, seed=5)
+            result = Cell(spec, find_property(fault.operator, "equivalence")).run()
+            assert result.failure is None, result.failure.message
+
+
+@triton.jit
+def _series_of(x, y, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    tl.store(y + i, unbiased_exp(tl.load(x + i)))
+
+
+@on_the_interpreter
+@pytest.mark.parametrize("fault", checked_by("test_the_series_keeps_its_digits"), ids=lambda f: f.id)
+def test_the_series_keeps_its_digits(fault: model.Fault, tmp_path: Path) -> None:
+    """Two ulps at the end of the series, as the instruction that takes over there; half of that halfway to zero."""
+    interpreter.repair()
+    x = -torch.linspace(0, 0.5, 4097)[:4096]
+    exact = x.double().exp()
+    with injection.injected(fault, tmp_path) as target:
+        changed = load_target(f"{target.partition('.')[0]}.functions:unbiased_exp")
+        kernel = type(_series_of)(_with_global(_series_of.fn, unbiased_exp=changed))
+        y = torch.empty_like(x)
+        kernel[(1,)](x, y, BLOCK=4096)
+    ulps = (y.double() - exact).abs() / exact / 2**-24
+    assert float(ulps.max()) <= 4
+    assert float(ulps[:2048].max()) <= 2
+
+
+def _with_global(function: Any, **names: Any) -> Any:
+    return types.FunctionType(function.__code__, {**function.__globals__, **names}, function.__name__)
+
+
+@pytest.mark.parametrize("dtype", ["I", "Q", "i"])
+def test_both_conversions_take_and_refuse_the_same(dtype: str) -> None:
+    """What `_column` says of array and struct: the same bytes, or an error that it knows, for the same lists."""
+    least, most = np.iinfo(np.dtype(dtype)).min, np.iinfo(np.dtype(dtype)).max
+    right: list[list[Any]] = [[], [0, 1], [True, np.int64(3)], [least, most]]
+    wrong: list[list[Any]] = [[most + 1], [least - 1], [1.0], ["1"], [None], [2**70]]
+    for values in right:
+        assert array(dtype, values).tobytes() == struct.pack(f"{len(values)}{dtype}", *values)
+    for values in wrong:
+        with pytest.raises((TypeError, OverflowError)):
+            array(dtype, values)
+        with pytest.raises(struct.error):
+            struct.pack(f"{len(values)}{dtype}", *values)
 
 
 def judge(faults: list[model.Fault], folder: Path) -> list[Verdict]:

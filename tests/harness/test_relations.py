@@ -96,6 +96,27 @@ PLANTED = (
     Planted("input_overwritten", "conv_update", "hostile_memory", "input changed"),
     Planted("output_left_unwritten", "conv_update", "equivalence", "not written"),
     Planted("always_wrong_shape", "conv_update", "equivalence", "wrong shape"),
+    Planted("taps_taken_for_neighbours", "conv_update", "spread_vectors", "not bitwise equal"),
+    Planted(
+        "channel_offset_in_32_bits",
+        "conv_update",
+        "stretched_axes",
+        "not bitwise equal",
+        sequences=3,
+        tokens=3,
+        examples=2,
+        dtype="bfloat16",
+    ),
+    Planted("refused_in_strict_mode", "conv_update", "strict_mode_accepts", "raised"),
+    Planted("rows_counted_by_starts", "conv_prefill", "false_starts_stay_inside", "guard band written", tokens=140),
+    Planted("slots_beyond_256_not_found", "conv_prefill", "empty_sequences_added", "not bitwise equal", 2, 5),
+    Planted("softplus_loses_digits", "gdn_decode", "steps_add_up", "over budget"),
+    Planted("widest_values_zero", "gdn_decode", "equivalence_at_extreme_dims", "over budget"),
+    Planted(
+        "scratch_for_pairs_of_tokens", "gdn_prefill", "bounded_working_memory", "copies state", tokens=300, examples=1
+    ),
+    Planted("hints_trusted", "chunk_metadata", "false_values_stay_inside", "raised", 8, 700, dtype="int32"),
+    Planted("starts_in_32_bits", "chunk_metadata", "starts_far_apart", "wrong metadata", 8, 700, 2, dtype="int32"),
     Planted("wrong_dtype", "conv_update", "equivalence", "wrong dtype"),
 )
 
@@ -113,17 +134,19 @@ def test_planted_fault_is_caught_and_shrunk(planted: Planted) -> None:
     case = failing_case(result, planted.symptom)
     assert len(case.sequences) <= planted.sequences, result.failure.sentence
     assert case.tokens <= planted.tokens, result.failure.sentence
-    require_plain(case, layout=planted.prop == "strided_equals_contiguous")
+    fixed = planted.prop in ("equivalence_at_extreme_dims", "bounded_working_memory")
+    require_plain(case, layout=planted.prop == "strided_equals_contiguous", dims=fixed)
 
 
-def require_plain(case: Case, *, layout: bool) -> None:
+def require_plain(case: Case, *, layout: bool, dims: bool = False) -> None:
     """Nothing in the case but what the fault needs: a person reads it and knows where to look."""
     assert layout or case.layout.dense
     assert case.pad_slot == -1
     # Contents follow from regime and seed together, so one of the two may have had to stay.
     assert len(set(case.regime.values()) - {"unit", "mixed", "random"}) <= 1
-    assert case.dims.get("D", 1) <= 2
-    assert max(case.dims.get("K", 4), case.dims.get("V", 4)) <= 8
+    # Three are the fewest along which an offset can need more than 31 bits while its stride does not.
+    assert case.dims.get("D", 1) <= 3
+    assert dims or max(case.dims.get("K", 4), case.dims.get("V", 4)) <= 8
 
 
 @pytest.mark.parametrize("operator", ["conv_prefill", "conv_update", "gdn_decode"])

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from references.chunk_metadata import chunk_metadata
 
 # Loaded from a path, as any subject may be: the neighbouring file is no package.
 _spec = importlib.util.spec_from_file_location("sluicegate_right_subjects", Path(__file__).with_name("right.py"))
@@ -286,6 +289,79 @@ def decay_clipped(q: Tensor, k: Tensor, v: Tensor, *, g: Tensor, **rest: Any) ->
 
 def prefill_values_clipped(q: Tensor, k: Tensor, v: Tensor, **rest: Any) -> Tensor:
     return right.gdn_prefill(q, k, v.clamp(-1, 1), **rest)
+
+
+def taps_taken_for_neighbours(x: Tensor, weight: Tensor, **rest: Any) -> Tensor:
+    """The weight is read as if it were contiguous."""
+    return right.conv_update(x, weight.as_strided(weight.shape, (weight.shape[1], 1)), **rest)
+
+
+def channel_offset_in_32_bits(x: Tensor, weight: Tensor, **rest: Any) -> Tensor:
+    """channel × stride wraps around at 2^31, as in a kernel that multiplies two int32."""
+    return right.conv_update(_wrapped(x.T).T, weight, **rest)
+
+
+def refused_in_strict_mode(x: Tensor, weight: Tensor, **rest: Any) -> Tensor:
+    if os.environ.get("SLUICEGATE_STRICT") == "1":
+        raise ValueError("x: got a tensor, expected another one")
+    return right.conv_update(x, weight, **rest)
+
+
+def rows_counted_by_starts(x: Tensor, weight: Tensor, *, cu_seqlens: Tensor, **rest: Any) -> Tensor:
+    """As many rows are written as the starts count, and not as there are."""
+    y = torch.empty_like(x)
+    rows = int(cu_seqlens[-1])
+    if rows > len(x):
+        y.as_strided((rows, 1), (y.shape[1], 1), y.storage_offset())[len(x)] = 0
+    y.copy_(right.conv_prefill(x, weight, cu_seqlens=cu_seqlens.clamp(max=len(x)), **rest))
+    return y
+
+
+def slots_beyond_256_not_found(x: Tensor, weight: Tensor, *, state_indices: Tensor, **rest: Any) -> Tensor:
+    """Sequences beyond the first 256 are left as if they were inactive."""
+    found = state_indices.clone()
+    found[256:] = -1
+    return right.conv_prefill(x, weight, state_indices=found, **rest)
+
+
+def softplus_loses_digits(q: Tensor, k: Tensor, v: Tensor, *, a: Tensor, A_log: Tensor, **rest: Any) -> Tensor:
+    """log(1 + e) in float32 as it is written: of a small e only what is left of it in 1 + e."""
+    exact = torch.nn.functional.softplus(a.double())
+    rough = torch.log(1 + torch.exp(a.float())).double()
+    # Row by row, since the rate of a head is all that is left to put the error into.
+    rows = [
+        right.gdn_decode(
+            *(t[row : row + 1] for t in (q, k, v)),
+            a=a[row : row + 1],
+            A_log=A_log.double() + torch.log((rough / exact)[row]),
+            **{name: t[row : row + 1] if name in ("b", "state_indices") else t for name, t in rest.items()},
+        )
+        for row in range(len(q))
+    ]
+    return torch.cat(rows)
+
+
+def widest_values_zero(q: Tensor, k: Tensor, v: Tensor, **rest: Any) -> Tensor:
+    """As with a tile for each 128 value columns, of which only the first is launched."""
+    o = right.gdn_decode(q, k, v, **rest)
+    o[..., 128:] = 0
+    return o
+
+
+def scratch_for_pairs_of_tokens(q: Tensor, k: Tensor, v: Tensor, **rest: Any) -> Tensor:
+    torch.empty(len(q), len(q), 32)
+    return right.gdn_prefill(q, k, v, **rest)
+
+
+def hints_trusted(cu_seqlens: Tensor, chunk_size: int, **hints: int | None) -> tuple[Tensor, Tensor]:
+    """A list as long as the last start says, even where that is negative."""
+    torch.empty(int(cu_seqlens[-1]))
+    return chunk_metadata(cu_seqlens.cummax(0).values.clamp(min=0), chunk_size)
+
+
+def starts_in_32_bits(cu_seqlens: Tensor, chunk_size: int, **hints: int | None) -> tuple[Tensor, Tensor]:
+    """start × stride wraps around at 2^31, as in a kernel that multiplies two int32."""
+    return chunk_metadata(_wrapped(cu_seqlens).cummax(0).values, chunk_size)
 
 
 def always_wrong_shape(x: Tensor, weight: Tensor, **rest: Any) -> Tensor:
