@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from harness.context import Context, Property
 from harness.failure import fail
 from harness.pytest_plugin import CheckedCell
-from harness.strategies import CHOICES, SEEDS, Scale
+from harness.strategies import SEEDS, Scale
 from serving.config import ModelConfig
 from serving.engine_case import SUBMITTING, EngineCase, Size
 from serving.kernel_set import KernelSet

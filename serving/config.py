@@ -80,7 +80,8 @@ class ModelConfig:
         num_heads, num_kv_heads, head_dim, rotary_dim, rope_theta: of the attention; the first rotary_dim of head_dim turn.
         intermediate_size: of a dense MLP; 0 where no layer has one.
         num_experts: 0 for a dense model; top_k, expert_size, shared_expert_size: of the mixture of experts;
-            sparse_layers: which layers have one, () for none; renormalize: whether the chosen experts' weights are divided by their sum.
+            sparse_layers: which layers have one, () for none; renormalize: whether the chosen experts' weights are divided by
+            their sum.
         max_positions: how many tokens a request may have by the configuration.
         eos_token_ids: what ends an answer.
     """

@@ -1,4 +1,4 @@
-"""What all tests run with. Without a GPU, kernels run under Triton's interpreter, which has to be asked for before Triton is imported."""
+"""Without a GPU, kernels run under Triton's interpreter, which has to be asked for before Triton is imported."""
 
 from __future__ import annotations
 

@@ -22,7 +22,6 @@ from harness.isolation import find_property
 from harness.subjects import load_target
 from serving.engine_case import Action, EngineCase, Size
 from serving.life import Life
-from serving.truth import ToyTruth
 from tests.serving.engines import TOY
 
 FAULTS = {fault.id: fault for fault in model.read(model.CATALOGUE / "engine.yaml")}
