@@ -123,19 +123,19 @@ def families(scale: Scale, dtype: str) -> SearchStrategy[EngineCase]:
     """Lives of prompts that share prefixes, or almost do, and come again while there are few slots to remember them in."""
     size = st.builds(
         _size,
-        slots=st.sampled_from([3, 2, 4]),
+        slots=st.sampled_from([3, 6, 2, 6, 4]),
         length=st.just(24),
         requests=st.sampled_from([4, 1.5]),
         page_size=st.sampled_from([4, 2]),
         max_batch_size=st.sampled_from([4, 2]),
-        max_tokens=st.sampled_from([16, 4, 6]),
+        max_tokens=st.sampled_from([4, 16, 4, 6]),
         interval=st.just(4),
         hash_bits=st.sampled_from([2, 64]),
         random_slots=st.booleans(),
     )
     fields = {
-        "shared": st.sampled_from([40, 0]),
-        "differs": st.sampled_from([1, 0, 5]),
+        "shared": st.sampled_from([40, 0, 40]),
+        "differs": st.sampled_from([1, 0, 1, 5]),
         "times": st.sampled_from([1, 2]),
     }
     submit = st.builds(Action, what=st.just("submit"), count=st.integers(5, 14), new=st.integers(1, 2), **fields)
