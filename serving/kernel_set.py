@@ -80,7 +80,8 @@ class KernelSet:
         if chosen["gdn_prefill"] in ("references", "oracle"):
             found["gates"] = _reference(references.gates, compute_dtype)
         promised = Capabilities.of(found["gdn_prefill"]).chunk_size
-        return cls(**found, **({"chunk_size": promised} if promised else {}))
+        chosen_set = cls(**found)  # type: ignore[arg-type]  # chunk_size is none of the names
+        return chosen_set.replaced(chunk_size=promised) if promised else chosen_set
 
 
 def implementation(operator: str, name: str, compute_dtype: torch.dtype) -> Callable[..., Any]:

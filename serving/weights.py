@@ -25,17 +25,16 @@ _KEEP_FLOAT32 = (".A_log", ".dt_bias", ".delta.norm")
 
 def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Every parameter of a model of this configuration, and its shape."""
-    hidden, found = config.hidden_size, {"embed": (config.vocab_size, config.hidden_size)}
-    found["norm"] = (hidden,)  # type: ignore[assignment]
+    hidden = config.hidden_size
+    found: dict[str, tuple[int, ...]] = {"embed": (config.vocab_size, hidden), "norm": (hidden,)}
     if not config.tied_embeddings:
         found["lm_head"] = (config.vocab_size, hidden)
-    everything: dict[str, tuple[int, ...]] = dict(found)
     for i, kind in enumerate(config.layers):
         mixer = _delta_net(config) if kind == "linear_attention" else _attention(config)
         mlp = _experts(config) if config.is_sparse(i) else _mlp("mlp", hidden, config.intermediate_size)
         layer = {"input_norm": (hidden,), "post_norm": (hidden,), **mixer, **mlp}
-        everything |= {f"layers.{i}.{name}": shape for name, shape in layer.items()}
-    return everything
+        found |= {f"layers.{i}.{name}": shape for name, shape in layer.items()}
+    return found
 
 
 def _delta_net(config: ModelConfig) -> dict[str, tuple[int, ...]]:
