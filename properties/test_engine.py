@@ -19,7 +19,7 @@ from serving.engine_case import SUBMITTING, EngineCase, Size
 from serving.kernel_set import KernelSet
 from serving.life import Life
 from serving.model import HybridModel
-from serving.operator import lives, sizes
+from serving.operator import families, lives, sizes
 from serving.request import Request, Sampling
 from serving.toy import Toy
 from serving.truth import ModelTruth, ToyTruth
@@ -102,7 +102,9 @@ def require_same(got: dict[str, list[int]], expected: dict[str, list[int]], what
     for name in sorted(set(got) & set(expected), key=int):
         length = min(len(got[name]), len(expected[name]))
         if got[name][:length] != expected[name][:length]:
-            fail("wrong answer", f"request {name}: {what} changed its answer: got {got[name]}, expected {expected[name]}")
+            fail(
+                "wrong answer", f"request {name}: {what} changed its answer: got {got[name]}, expected {expected[name]}"
+            )
 
 
 def alone_body(context: Context, case: EngineCase) -> None:
@@ -167,11 +169,17 @@ def replays_body(context: Context, case: EngineCase) -> None:
         decodes = bool(report.rows) and not any(row.is_context for row in report.rows)
         fits = decodes and len(report.rows) + report.padding in size.graph_sizes
         if report.replayed != fits:
-            fail("not capturable", f"step {number}: replayed is {report.replayed}, expected {fits}; {len(report.rows)} rows")
+            fail(
+                "not capturable",
+                f"step {number}: replayed is {report.replayed}, expected {fits}; {len(report.rows)} rows",
+            )
     captured = list(life.engine.graphs.captured)
     sizes_used = sorted({len(r.rows) + r.padding for r in life.reports if r.replayed})
     if captured != sizes_used:
-        fail("not capturable", f"graphs were captured for {captured} rows, expected {sizes_used}: once for each that came")
+        fail(
+            "not capturable",
+            f"graphs were captured for {captured} rows, expected {sizes_used}: once for each that came",
+        )
 
 
 def saves_body(context: Context, case: EngineCase) -> None:
@@ -248,6 +256,7 @@ def arguments_body(context: Context, case: EngineCase) -> None:
 ON_HOST = ("cpu",)
 
 engine_life = Property("engine_life", "equivalence", life_body, weight=12, devices=ON_HOST)
+prefixes = Property("prefixes_compete", "equivalence", life_body, weight=6, devices=ON_HOST, strategy=families)
 model_life = Property("model_life", "equivalence", model_body, examples=12, strategy=models)
 alone = Property("batch_equals_alone", "relations", alone_body, devices=ON_HOST)
 order = Property("order_of_arrival", "relations", order_body, devices=ON_HOST)
@@ -258,7 +267,7 @@ replays = Property("decodes_are_replayed", "cost", replays_body, devices=ON_HOST
 saves = Property("prefixes_are_reused", "cost", saves_body, weight=2, devices=ON_HOST)
 arguments = Property("bad_requests", "arguments", arguments_body, examples=5, devices=ON_HOST)
 
-PROPERTIES = (engine_life, model_life, alone, order, resources, warm, neighbours, replays, saves, arguments)
+PROPERTIES = (engine_life, prefixes, model_life, alone, order, resources, warm, neighbours, replays, saves, arguments)
 
 
 def test_property(cell: CheckedCell) -> None:

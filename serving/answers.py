@@ -40,7 +40,9 @@ def judge(book: Book, outputs: Sequence[int], recorded: Sequence[Tensor], truth:
         if recorded:
             error = (recorded[number].double() - oracle).abs().max()
             if not float(error) <= allowed:  # NaN is no number of errors
-                what = f"logits before the token: their largest error, in {_shown(recorded[number])} for {_shown(oracle)}"
+                what = (
+                    f"logits before the token: their largest error, in {_shown(recorded[number])} for {_shown(oracle)}"
+                )
                 yield Finding("answer", what, f"at most {allowed:.3g}", f"{float(error):.3g}", name, step, at)
             chosen = choose(recorded[number].double(), book.request.sampling, at)
             if chosen != token:

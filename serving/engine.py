@@ -150,7 +150,9 @@ class Engine:
         if strange:
             raise ValueError(f"prompt: got token {strange[0]} in request {request.id}, expected 0 to {vocabulary - 1}")
         if request.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens: got {request.max_new_tokens} in request {request.id}, expected at least 1")
+            raise ValueError(
+                f"max_new_tokens: got {request.max_new_tokens} in request {request.id}, expected at least 1"
+            )
         if length > capacity:
             raise ValueError(
                 f"prompt: request {request.id} may grow to {length} tokens, expected at most {capacity}; shorten it, or"

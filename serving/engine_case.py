@@ -42,7 +42,9 @@ class Size:
     hash_bits: int = 64
     random_slots: bool = False
 
-    def settings(self, seed: int, *, graphs: str = "emulated", state_dtype: torch.dtype = torch.float64) -> EngineSettings:
+    def settings(
+        self, seed: int, *, graphs: str = "emulated", state_dtype: torch.dtype = torch.float64
+    ) -> EngineSettings:
         return EngineSettings(
             slots=self.slots,
             pages=self.pages,
@@ -70,12 +72,13 @@ class Size:
 class Action:
     """One thing that is done to an engine.
 
-    what: "submit" a new prompt; "again", an earlier one; "later", the same when all before it is finished; "step"; "abort"; "preempt"; "budget"; "finish", step until
-    nothing waits or runs.
-    count: tokens of a prompt, steps to take, tokens of the budget; for "again", "later", "abort" and "preempt" which one, counted
-    from the newest of those that there are, as often around as need be.
-    shared: the first tokens of a prompt that are those of every other; differs: but for this one of them, counted from 1. new: longest answer. sampling: of `SAMPLINGS`.
-    stop: how many tokens of the vocabulary end the answer. times: submissions alike, but for the tokens that are not shared.
+    what: "submit" a new prompt; "again", an earlier one; "later", the same when all before it is finished; "step"; "abort";
+    "preempt"; "budget"; "finish", step until nothing waits or runs.
+    count: tokens of a prompt, steps to take, tokens of the budget; for "again", "later", "abort" and "preempt" which one,
+    counted from the newest of those that there are, as often around as need be.
+    shared: the first tokens of a prompt that are those of every other; differs: but for this one of them, counted from 1.
+    new: longest answer. sampling: of `SAMPLINGS`. stop: how many tokens of the vocabulary end the answer.
+    times: so many submissions alike, but for the tokens that are not shared, and with the one that differs in the first, third …
     """
 
     what: str
@@ -104,10 +107,10 @@ class EngineCase:
     seed: int = 0
 
     @property
-    def submissions(self) -> list[Action]:
-        """Each once for every time."""
+    def submissions(self) -> list[tuple[Action, int]]:
+        """Each once for every time, counted from 0."""
         submitting = (action for action in self.actions if action.what in SUBMITTING)
-        return [action for action in submitting for _ in range(action.times)]
+        return [(action, time) for action in submitting for time in range(action.times)]
 
     @property
     def lengths(self) -> list[int]:
@@ -121,7 +124,7 @@ class EngineCase:
         """What its submissions ask for, in their order: independent of what becomes of them."""
         stem = _tokens(self.seed, "stem", self.size.capacity, vocabulary)
         made: list[Request] = []
-        for number, action in enumerate(self.submissions):
+        for number, (action, time) in enumerate(self.submissions):
             name = str(number)
             if action.what != "submit":
                 if made:
@@ -135,7 +138,7 @@ class EngineCase:
             stops = _tokens(self.seed, name + "stop", action.stop, vocabulary)
             sampling = replace(SAMPLINGS[action.sampling % len(SAMPLINGS)], seed=self.seed % 1000 + number)
             prompt = [*stem[:shared], *own[shared:]]
-            if 0 < action.differs <= shared:
+            if 0 < action.differs <= shared and time % 2 == 0:
                 prompt[action.differs - 1] = (prompt[action.differs - 1] + 1) % vocabulary
             made.append(Request(name, tuple(prompt), new, frozenset(stops), sampling))
         return made

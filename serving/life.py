@@ -94,9 +94,9 @@ class Life:
         self._account()
 
     def step(self) -> StepReport:
-        report: StepReport = self._ask(lambda: self.engine.step())
+        report: StepReport = self._ask(self.engine.step)
         self.reports.append(report)
-        self.watch.stepped(report, self._ask(lambda: self.engine.ownership()))
+        self.watch.stepped(report, self._ask(self.engine.ownership))
         self._require_nothing_found()
         if self.watch.unfinished and not report.rows:
             fail("stuck", f"step {len(self.reports) - 1} computes nothing, and {say(self.watch.unfinished)} unfinished")
@@ -116,7 +116,7 @@ class Life:
     # -- what is judged ---------------------------------------------------------------------------------------------
 
     def _account(self) -> None:
-        self.watch.idle(self._ask(lambda: self.engine.ownership()))
+        self.watch.idle(self._ask(self.engine.ownership))
         self._require_nothing_found()
 
     def _require_nothing_found(self) -> None:

@@ -14,11 +14,15 @@ from harness.strategies import CHOICES, SEEDS, Scale, weighted
 from serving.engine_case import SUBMITTING, Action, EngineCase, Size
 
 NAME = "engine"
+#: The actions whose count says which request, from the newest.
+COUNTED = ("again", "later", "abort", "preempt")
 
 
 class EngineOperator(Operator):
     name = NAME
-    summary = "continuous batching: every step's metadata, every slot and page, every answer as if its request were alone"
+    summary = (
+        "continuous batching: every step's metadata, every slot and page, every answer as if its request were alone"
+    )
     dtypes: ClassVar[tuple[str, ...]] = ("float32",)
     case_type = EngineCase
 
@@ -76,12 +80,12 @@ def sizes() -> SearchStrategy[Size]:
         requests=st.sampled_from([4, 1, 1, 1.5, 2]),
         page_size=st.sampled_from([4, 1, 2]),
         max_batch_size=st.sampled_from([4, 4, 1, 2, 3]),
-        max_tokens=st.sampled_from([16, 32, 1, 3, 5, 8]),
+        max_tokens=st.sampled_from([16, 4, 8, 5, 3, 1, 32]),
         graph_sizes=st.sampled_from([(), (1, 2, 4), (4,), (1, 2), (3,)]),
         graphs=st.booleans(),
         interval=st.sampled_from([0, 4, 4, 8]),
         cut=st.sampled_from([True, True, False]),
-        hash_bits=st.sampled_from([64, 64, 64, 1]),
+        hash_bits=st.sampled_from([64, 2, 64, 2]),
         random_slots=st.booleans(),
     )
 
@@ -106,8 +110,8 @@ def submissions() -> SearchStrategy[Action]:
         Action,
         what=st.just("submit"),
         count=prompts,
-        shared=st.sampled_from([0, 40, 40, 5, 9]),
-        differs=st.sampled_from([0, 0, 1, 4]),
+        shared=st.sampled_from([0, 40, 40, 40, 5, 9]),
+        differs=st.sampled_from([0, 1, 0, 1, 4]),
         new=st.integers(1, 9),
         sampling=st.sampled_from([0, 0, 1, 2, 3]),
         stop=st.sampled_from([0, 0, 2, 6]),
@@ -115,11 +119,41 @@ def submissions() -> SearchStrategy[Action]:
     )
 
 
+def families(scale: Scale, dtype: str) -> SearchStrategy[EngineCase]:
+    """Lives of prompts that share prefixes, or almost do, and come again while there are few slots to remember them in."""
+    size = st.builds(
+        _size,
+        slots=st.sampled_from([3, 6, 2, 6, 4]),
+        length=st.just(24),
+        requests=st.sampled_from([4, 1.5]),
+        page_size=st.sampled_from([4, 2]),
+        max_batch_size=st.sampled_from([4, 2]),
+        max_tokens=st.sampled_from([4, 16, 4, 6]),
+        interval=st.just(4),
+        hash_bits=st.sampled_from([2, 64]),
+        random_slots=st.booleans(),
+    )
+    fields = {
+        "shared": st.sampled_from([40, 0, 40]),
+        "differs": st.sampled_from([1, 0, 1, 5]),
+        "times": st.sampled_from([1, 2]),
+    }
+    submit = st.builds(Action, what=st.just("submit"), count=st.integers(5, 14), new=st.integers(1, 2), **fields)
+    again = st.builds(
+        Action, what=st.sampled_from(["later", "again"]), count=st.integers(0, 3), times=st.sampled_from([1, 2])
+    )
+    others = st.lists(st.one_of(submit, again, st.just(Action("finish"))), min_size=3, max_size=9)
+    acts = st.builds(lambda begin, rest: (begin, *rest), submit, others)
+    return st.builds(EngineCase, operator=st.just(NAME), actions=acts, size=size, seed=SEEDS)
+
+
 def actions() -> SearchStrategy[Action]:
     """What may happen to an engine; mostly something is submitted, or computed."""
 
     def other(what: str, most: int) -> SearchStrategy[Action]:
-        return st.builds(Action, what=st.just(what), count=st.integers(1 if what in ("step", "budget") else 0, most))
+        least = 0 if what in COUNTED else 1
+        times = st.sampled_from([1, 1, 2] if what in SUBMITTING else [1])
+        return st.builds(Action, what=st.just(what), count=st.integers(least, most), times=times)
 
     return weighted(
         (4, submissions()),
@@ -142,7 +176,9 @@ def _plainer(action: Action) -> Iterator[Action]:
             yield replace(action, **{name: getattr(plain, name)})
     for name in ("count", "new"):
         value = getattr(action, name)
-        yield from (replace(action, **{name: less}) for less in dict.fromkeys((1, value // 2, value - 1)) if 0 < less < value)
+        least = 0 if name == "count" and action.what in COUNTED else 1
+        smaller = dict.fromkeys((least, 1, value // 2, value - 1))
+        yield from (replace(action, **{name: less}) for less in smaller if least <= less < value)
 
 
 # -- words ----------------------------------------------------------------------------------------------------------
@@ -158,7 +194,9 @@ def _say_size(case: EngineCase) -> str:
         sizes_said = ", ".join(str(rows) for rows in size.graph_sizes)
         words.append(f"decodes {'replayed' if size.graphs else 'padded'} at {sizes_said} rows")
     if size.interval:
-        words.append(f"snapshots each {plural(size.interval, 'token')}" + ("" if size.cut else ", where a piece ends by chance"))
+        words.append(
+            f"snapshots each {plural(size.interval, 'token')}" + ("" if size.cut else ", where a piece ends by chance")
+        )
         words[-1] += "" if size.hash_bits > 32 else f" by hashes of {plural(size.hash_bits, 'bit')}"
     return f"engine ({'toy' if case.model == 'toy' else case.model}) of " + ", ".join(words)
 
@@ -185,4 +223,8 @@ def _say(case: EngineCase) -> Iterator[str]:
         elif action.what == "finish":
             yield "until all is finished"
         else:
-            yield f"{action.what} the newest" if not action.count else f"{action.what} one {action.count} before the newest"
+            yield (
+                f"{action.what} the newest"
+                if not action.count
+                else f"{action.what} one {action.count} before the newest"
+            )

@@ -142,7 +142,9 @@ class Watch:
             size = self.settings.page_size
             for page in row.pages[row.cached // size : -(-(row.cached + row.new) // size)]:
                 if page in written:
-                    self._found("accounting", f"page {page} is written by request {written[page]} too", request=row.request)
+                    self._found(
+                        "accounting", f"page {page} is written by request {written[page]} too", request=row.request
+                    )
                 written[page] = row.request
 
         self._judge_turns(report)
@@ -187,7 +189,9 @@ class Watch:
         book.context_end = book.length
         if row.cached:
             if not self.settings.snapshot_interval or tuple(book.tokens[: row.cached]) not in self.prefixes:
-                self._found("schedule", "tokens taken from a prefix that nobody has computed", 0, row.cached, row.request)
+                self._found(
+                    "schedule", "tokens taken from a prefix that nobody has computed", 0, row.cached, row.request
+                )
             if row.cached >= book.length:
                 self._found("schedule", "tokens left to compute", "at least 1", 0, row.request)
             self.saved += row.cached
@@ -202,7 +206,7 @@ class Watch:
         if contexts != sorted(contexts, reverse=True):
             self._found("metadata", "contexts come first", sorted(contexts, reverse=True), contexts)
         padding = 0 if count else self.settings.padded(len(rows)) - len(rows)
-        expected = {
+        expected: dict[str, Any] = {
             "seq_lens": [*(row.new for row in rows), *[1] * padding],
             "num_contexts": count,
             "num_cached_tokens": [*(self._cached(row) for row in rows), *[0] * padding],

@@ -42,7 +42,9 @@ def _draw(logits: Tensor, samplings: Sequence[Sampling], positions: Sequence[int
         return torch.tensor(values, dtype=torch.float64, device=logits.device)[:, None]
 
     vocabulary = logits.shape[1]
-    scaled, order = torch.sort(logits.double() / column([s.temperature for s in samplings]), dim=-1, descending=True, stable=True)
+    scaled, order = torch.sort(
+        logits.double() / column([s.temperature for s in samplings]), dim=-1, descending=True, stable=True
+    )
     ranks = torch.arange(vocabulary, device=logits.device)
     kept = ranks < column([float(s.top_k or vocabulary) for s in samplings])
     weights = torch.softmax(scaled.masked_fill(~kept, -torch.inf), -1)

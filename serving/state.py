@@ -156,7 +156,9 @@ def _check_pages(of: Ownership) -> list[str]:
         if free[page] > 1:
             found.append(f"page {page}: {free[page]} times in the free list")
         if bool(free[page]) == bool(names):
-            found.append(f"page {page}: " + (f"free, yet {names[0]} has it" if names else "leaked, neither free nor owned"))
+            found.append(
+                f"page {page}: " + (f"free, yet {names[0]} has it" if names else "leaked, neither free nor owned")
+            )
     return found
 
 

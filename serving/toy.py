@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -37,29 +37,31 @@ class ToyKernels:
     chunk_size: int = 4
 
 
-@dataclass(frozen=True)
+CONFIG = ModelConfig(
+    vocab_size=VOCABULARY,
+    hidden_size=1,
+    layers=("linear_attention", "full_attention"),
+    key_heads=1,
+    value_heads=1,
+    key_dim=1,
+    value_dim=1,
+    conv_width=WIDTH,
+    num_heads=1,
+    num_kv_heads=1,
+    head_dim=1,
+    rotary_dim=0,
+    rope_theta=1.0,
+    intermediate_size=1,
+)
+
+
 class Toy:
     """The model: one recurrent layer with a convolution's window, and one that attends, each one number wide."""
 
-    kernels: ToyKernels = field(default_factory=ToyKernels)
-    dtype: torch.dtype = torch.float64
-    device: torch.device = torch.device("cpu")
-    config: ModelConfig = ModelConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=1,
-        layers=("linear_attention", "full_attention"),
-        key_heads=1,
-        value_heads=1,
-        key_dim=1,
-        value_dim=1,
-        conv_width=WIDTH,
-        num_heads=1,
-        num_kv_heads=1,
-        head_dim=1,
-        rotary_dim=0,
-        rope_theta=1.0,
-        intermediate_size=1,
-    )
+    kernels = ToyKernels()
+    config = CONFIG
+    dtype = torch.float64
+    device = torch.device("cpu")
 
     def __call__(self, batch: StepBatch, caches: Caches) -> Tensor:
         """Logits [rows wanted, vocabulary]. A row that reads what was never written has NaN, as in a real model."""

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.case import AnyCase, StepCase
+from harness.case import AnyCase, Case, StepCase
 from harness.compiling.device import Architecture, absent, present
 from harness.memory import Arena
 from harness.operators import Operator, TokenOperator
@@ -116,6 +116,7 @@ def launches_in(operator: Operator, function: Callable[..., Any], case: AnyCase,
             {},
             arch,
         )
+    assert isinstance(case, Case)
     if isinstance(operator, ChunkMetadata):
         call = operator.pack(case, torch.device("cpu"))
     else:

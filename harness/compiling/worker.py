@@ -20,7 +20,7 @@ from dataclasses import asdict
 from typing import Any
 
 from harness import operators
-from harness.case import AnyCase, Case
+from harness.case import AnyCase, Case, StepCase
 from harness.compiling.capture import NotCapturable, launches_in
 from harness.compiling.device import ARCHITECTURES
 from harness.compiling.resources import compiled
@@ -118,8 +118,9 @@ class Worker:
 
 def label(case: AnyCase) -> str:
     """What tells the cases of one operator and dtype apart: ``H=16 HV=32 K=128 V=128, float32 state, int64 indices``."""
-    if not isinstance(case, Case):
+    if isinstance(case, StepCase):
         return f"chunks of {case.chunk_size}"
+    assert isinstance(case, Case)
     words = [" ".join(f"{name}={size}" for name, size in case.dims.items())]
     words += [f"{case.state_dtype} state"] if case.state_dtype != case.dtype and len(case.dims) > 1 else []
     words += ["int64 indices"] if case.layout.wide_indices else []

@@ -46,7 +46,8 @@ def test_a_stop_token_ends_the_answer_and_is_no_part_of_it() -> None:
 
 def test_drawn_answers_do_not_depend_on_the_batch() -> None:
     asked = [
-        request(name, 3 + place, new=5, sampling=Sampling(temperature=1.0, seed=place)) for place, name in enumerate("abcd")
+        request(name, 3 + place, new=5, sampling=Sampling(temperature=1.0, seed=place))
+        for place, name in enumerate("abcd")
     ]
     together = engine().run(asked)
     assert together == {one.id: engine().run([one])[one.id] for one in asked}

@@ -27,7 +27,17 @@ from tests.serving.engines import TOY
 FAULTS = {fault.id: fault for fault in model.read(model.CATALOGUE / "engine.yaml")}
 OPERATOR = operators.get("engine")
 #: What runs an engine and is planted with faults: imported from beside itself, so that a changed copy is one whole.
-UNDER_TEST = ("engine", "scheduler", "state", "prefix_cache", "request", "sampling", "graphs", "step_inputs", "settings")
+UNDER_TEST = (
+    "engine",
+    "scheduler",
+    "state",
+    "prefix_cache",
+    "request",
+    "sampling",
+    "graphs",
+    "step_inputs",
+    "settings",
+)
 
 
 def smallest(fault: model.Fault, folder: Path) -> EngineCase:
@@ -94,7 +104,13 @@ def test_lives_meet_what_engines_meet() -> None:
     met: dict[str, int] = {}
 
     @seed(1)
-    @settings(max_examples=150, database=None, deadline=None, phases=(Phase.generate,), suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=150,
+        database=None,
+        deadline=None,
+        phases=(Phase.generate,),
+        suppress_health_check=list(HealthCheck),
+    )
     @given(OPERATOR.cases(strategies.CPU, "float32"), st.none())
     def live(case: EngineCase, _: None) -> None:
         lived = Life(load_target("serving.engine:Engine"), TOY, case.size.settings(case.seed)).live(case)

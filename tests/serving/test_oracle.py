@@ -72,7 +72,12 @@ def other_metadata(report: StepReport, own: Ownership) -> tuple[StepReport, Owne
         (0, rows(pages=()), "accounting", "request a, step 0: room in its pages: got 0, expected 3 tokens"),
         (0, arguments(num_contexts=1), "metadata", "step 0: num_contexts: got 1, expected 2"),
         (1, arguments(num_cached_tokens=[0, 3]), "metadata", "step 1: num_cached_tokens: got [0, 3], expected [3, 3]"),
-        (1, other_metadata, "metadata", "has_initial_state as the model saw it: got [False, False], expected [True, True]"),
+        (
+            1,
+            other_metadata,
+            "metadata",
+            "has_initial_state as the model saw it: got [False, False], expected [True, True]",
+        ),
         (1, accounts(free_slots=()), "accounting", "slot 3: leaked, neither free nor owned"),
         (1, accounts(slot_of={}), "accounting", "slots of the requests: got {}, expected"),
         (1, accounts(tokens={}), "accounting", "request a: tokens computed: got None, expected 4"),

@@ -15,7 +15,9 @@ from serving.sampling import choose, uniform
 
 
 def drawn(rng: random.Random) -> Sampling:
-    return Sampling(rng.choice([0.0, 0.3, 1.0, 2.0]), rng.choice([0, 1, 3, 50]), rng.choice([1.0, 0.9, 0.3]), rng.randrange(99))
+    return Sampling(
+        rng.choice([0.0, 0.3, 1.0, 2.0]), rng.choice([0, 1, 3, 50]), rng.choice([1.0, 0.9, 0.3]), rng.randrange(99)
+    )
 
 
 @pytest.mark.parametrize("levels", [3, 1000])
@@ -23,7 +25,9 @@ def test_a_batch_chooses_as_one_row_at_a_time(levels: int) -> None:
     rng = random.Random(levels)
     for _ in range(60):
         rows = rng.randint(1, 6)
-        logits = torch.tensor([[rng.randrange(levels) / 7 for _ in range(12)] for _ in range(rows)], dtype=torch.float32)
+        logits = torch.tensor(
+            [[rng.randrange(levels) / 7 for _ in range(12)] for _ in range(rows)], dtype=torch.float32
+        )
         samplings, positions = [drawn(rng) for _ in range(rows)], [rng.randrange(1000) for _ in range(rows)]
         expected = [one_by_one(*of) for of in zip(logits.double(), samplings, positions, strict=True)]
         assert choose(logits, samplings, positions) == expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -51,7 +52,7 @@ def test_pieces_and_decodes_say_what_one_pass_says(cuts: tuple[int, ...]) -> Non
     memory, edges = caches(), [0, *cuts, len(TOKENS)]
     rows = [
         MODEL(step(start, end, context=start < 4), memory)
-        for start, end in zip(edges, edges[1:], strict=False)
+        for start, end in pairwise(edges)
         if start < 4 or end - start == 1
     ]
     got = torch.cat(rows)

@@ -93,6 +93,7 @@ def truth(kind: Kind, case: AnyCase) -> tuple[Part, ...]:
     operator = operators.get(case.operator)
     if isinstance(case, StepCase):
         return tuple(_step_parts(case))
+    assert isinstance(case, Case)
     if isinstance(operator, ChunkMetadata):
         names = ("chunk_indices", "chunk_offsets")
         return tuple(Part(name, tensor) for name, tensor in zip(names, operator.oracle(case), strict=True))
@@ -158,6 +159,7 @@ def call(function: Callable[..., Any], kind: Kind, case: AnyCase) -> Got:
     operator = operators.get(case.operator)
     if isinstance(case, StepCase):
         return _step_call(function, kind, case)
+    assert isinstance(case, Case)
     if isinstance(operator, ChunkMetadata):
         packed = operator.pack(case, CPU)
         with inflight.watched(), torch.no_grad(), _memory(kind):
