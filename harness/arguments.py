@@ -234,13 +234,17 @@ def unless_refused(
         return None
 
 
-def false_starts_body(context: Context, case: Case) -> None:
-    """Starts that count more tokens than there are (a step's padding gone wrong) lead to no access outside."""
+def false_starts_body(context: Context, case: Case, *, negative: bool = False) -> None:
+    """Starts that count more tokens than there are (a step's padding gone wrong) lead to no access outside.
+
+    ``negative``: nor does a start below 0.
+    """
     batch = context.batch(case)
-    for first in {0, case.choice % (batch.size + 1), batch.size}:
+    for first, last in {(0, None), (case.choice % (batch.size + 1), None), (batch.size, None), *([(0, 1)] * negative)}:
         call = context.tokens.pack(batch, Arena(context.device))
         # The first start of all behind a block of any kernel: searches that count on its being 0 then find nothing.
-        call.keywords["cu_seqlens"][first:] += 1 + case.choice % 97 + (0 if first else 256)
+        shift = 1 + case.choice % 97 + (0 if first else 256)
+        call.keywords["cu_seqlens"][first:last] += -shift if last else shift
         what, check = context.operator.name, context.check_memory
         judged = partial(execution.invoke, call=call, check_memory=check, what=what)
         # False starts are the caller's error: whatever is raised is as good as any result.
@@ -249,10 +253,15 @@ def false_starts_body(context: Context, case: Case) -> None:
         context.cases += 1
 
 
-def false_starts(strategy: Callable[..., Any] | None = None) -> Property:
+def false_starts(strategy: Callable[..., Any] | None = None, *, negative: bool = False) -> Property:
     """On a CPU, where every address is known: on a GPU an access outside leaves no trace, or takes the process with it."""
     return Property(
-        "false_starts_stay_inside", "arguments", false_starts_body, weight=0.25, devices=("cpu",), strategy=strategy
+        "false_starts_stay_inside",
+        "arguments",
+        partial(false_starts_body, negative=negative),
+        weight=0.25,
+        devices=("cpu",),
+        strategy=strategy,
     )
 
 

@@ -63,7 +63,7 @@ max_seqlen_hint = Property(
 )
 extreme_dims = relations.extreme_dims(operators.get(OPERATOR).cases, {"D": [1025, 1024]})
 # Of more tokens than a block: the first start then leads behind it.
-false_starts = arguments.false_starts(block_crossings)
+false_starts = arguments.false_starts(block_crossings, negative=True)
 stretched_axes = views.stretched_axes(OPERATOR)
 
 PROPERTIES = (

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import random
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +18,7 @@ from harness.case import Step, StepCase
 from harness.context import Context, Property
 from harness.execution import synchronize
 from harness.failure import fail
-from harness.operators.step_metadata import StepMetadataOperator
+from harness.operators.step_metadata import LiveBuilder, StepMetadataOperator
 from harness.pytest_plugin import CheckedCell
 from harness.strategies import SEEDS, Scale
 
@@ -176,6 +180,34 @@ def bad_steps_body(context: Context, case: StepCase) -> None:
             live.require_right(step, live.snapshot(live.prepare(step)))
 
 
+def exact_limits_body(context: Context, case: StepCase) -> None:
+    """A builder as small as its step takes it, one a token smaller refuses it; the largest chunk size is one like any other."""
+    step = case.steps[-1]
+    tokens, rows = sum(step.seq_lens), len(step.seq_lens)
+
+    def sized(max_num_tokens: int) -> LiveBuilder:
+        function = partial(context.function, max_num_tokens=max_num_tokens)
+        return _operator(context).live(function, replace(case, max_batch_size=rows), context.device)
+
+    for live in (
+        sized(tokens),
+        _operator(context).live(context.function, replace(case, chunk_size=2**31 - 1), context.device),
+    ):
+        live.require_right(step, live.snapshot(live.prepare(step)))
+    if tokens:
+        try:
+            sized(tokens - 1).builder.prepare(**step.arguments())
+        except ValueError as error:
+            if "seq_lens" not in str(error):
+                fail("not rejected", f"{tokens} tokens, one too many: the ValueError does not name 'seq_lens': {error}")
+        else:
+            fail("not rejected", f"{tokens} tokens were accepted by a builder for {tokens - 1}")
+
+
+def takes_no_limit(_: str, function: Callable[..., Any]) -> str:
+    return "" if "max_num_tokens" in inspect.signature(function).parameters else "it takes no max_num_tokens"
+
+
 def _rows(count: int) -> dict[str, Any]:
     return {
         "seq_lens": [1] * count,
@@ -235,6 +267,7 @@ host_agrees = Property("host_agrees_with_device", "relations", agrees_with_devic
 baseline_agrees = Property(
     "agrees_with_baseline", "relations", baseline_body, weight=0.5, nothing_to_check=relations.no_baseline
 )
+exact_limits = Property("limits_are_exact", "arguments", exact_limits_body, weight=0.5, nothing_to_check=takes_no_limit)
 bad_steps = Property("bad_arguments", "arguments", bad_steps_body, examples=5)
 
 PROPERTIES = (
@@ -246,6 +279,7 @@ PROPERTIES = (
     host_agrees,
     baseline_agrees,
     bad_steps,
+    exact_limits,
     guards.host_sync,
 )
 
