@@ -97,7 +97,7 @@ def test_ours_are_what_the_properties_draw_and_repeat_with_the_seed() -> None:
     assert draws[0] == draws[1]
     assert draws[0] != draws[2]
     assert {case.dtype for case in draws[0]} == {"bfloat16", "float32"}
-    assert len(draws[0]) == 2 * (7 + 2)  # in proportion to the weights 6 and 1, two at least
+    assert len(draws[0]) == 2 * (6 + 2 + 2)  # in proportion to the weights 6, 0.5 and 1, two at least
     prefill = inputs.cases("gdn_prefill", "ours", Drawing("optimized.gdn_prefill:gdn_prefill", 60, 1))
     assert len(prefill) == 60  # half of the share, in two dtypes
     assert {s.kind for c in prefill if isinstance(c, Case) for s in c.sequences} == {"fresh", "resumed", "inactive"}
