@@ -65,9 +65,9 @@ def module(name: str) -> Module:
 
 
 def judges() -> dict[Definition, Judge]:
-    """The judge of every definition that some registered subject reaches."""
+    """The judge of every definition that some registered subject reaches, of operators whose sources are mutated."""
     best: dict[Definition, tuple[tuple[bool, int, int], Judge]] = {}
-    for operator in operators.OPERATORS:
+    for operator in (name for name, one in operators.OPERATORS.items() if one.mutated):
         for subject in registered(operator):
             module_name, _, function = subject.target.partition(":")
             everywhere = _uses((module_name, function), cpu=False)

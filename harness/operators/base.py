@@ -42,6 +42,8 @@ class Operator(ABC):
     decode: ClassVar[bool] = False
     #: Kernels that one call may launch.
     max_launches: ClassVar[int] = 1
+    #: Whether the sources of its subjects are changed for generated faults, too.
+    mutated: ClassVar[bool] = True
 
     @abstractmethod
     def cases(self, scale: Scale, dtype: str) -> SearchStrategy[Any]:
