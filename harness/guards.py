@@ -240,6 +240,11 @@ def working_memory_body(context: Context, case: Case) -> None:
         )
 
 
+def working_memory(strategy: Callable[..., Any]) -> Property:
+    """Of one case is enough, if it is one in which a wrong count would show."""
+    return Property("bounded_working_memory", "cost", working_memory_body, examples=1, strategy=strategy)
+
+
 def pool_memory_body(context: Context, case: Case) -> None:
     """One call needs the same memory beside a pool of its sequences' slots as beside one 64 times as large."""
     needed = []
@@ -344,7 +349,6 @@ def _refill(static: Call, other: Call) -> None:
 host_sync = Property("no_host_sync", "cost", host_sync_body, weight=0.5)
 launch_count = Property("bounded_launches", "cost", launches_body, weight=0.25)
 copied_bytes = Property("no_copies_beside_the_kernel", "cost", copies_body, weight=0.5)
-working_memory = Property("bounded_working_memory", "cost", working_memory_body, examples=1)
 variants = Property("bounded_variants", "cost", variants_body, examples=2)
 pool_memory = Property("memory_independent_of_pool", "cost", pool_memory_body, weight=0.25, devices=("cuda",))
 graph_replay = Property("graph_replay", "cost", graph_body, weight=0.5, devices=("cuda",))

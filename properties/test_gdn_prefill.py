@@ -313,7 +313,7 @@ far_apart = relations.far_apart(GdnPrefill().far_cases)
 recall = Property("recalls_what_was_written", "relations", recall_body, weight=0.5)
 extreme_dims = relations.extreme_dims(GdnPrefill().cases, {"K": [256, 1, 130, 2], "V": [256, 1, 130, 2]})
 false_starts = arguments.false_starts()
-working_memory = replace(guards.working_memory, strategy=one_long_sequence)
+working_memory = guards.working_memory(one_long_sequence)
 stretched_axes = views.stretched_axes(OPERATOR)
 
 PROPERTIES = (
