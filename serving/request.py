@@ -87,6 +87,12 @@ class Tracked:
     def tokens(self) -> list[int]:
         return [*self.request.prompt, *self.outputs]
 
+    def between(self, start: int, end: int) -> list[int]:
+        """`tokens[start:end]`, without putting all of them together: a decode asks for one, at every step."""
+        prompt = self.request.prompt
+        first = len(prompt)
+        return [*prompt[start:end], *self.outputs[max(0, start - first) : max(0, end - first)]]
+
     @property
     def length(self) -> int:
         return len(self.request.prompt) + len(self.outputs)

@@ -42,7 +42,7 @@ class StepInputs:
             pages = tracked.pages
             tables[number, : len(pages)] = pages
             where = range(row.cached, end)
-            tokens += tracked.tokens[row.cached : end]
+            tokens += tracked.between(row.cached, end)
             positions += where
             write_slots += [pages[p // size] * size + p % size for p in where]
             lengths.append(end)
