@@ -165,7 +165,7 @@ def test_unpaired_interval_is_newcombes() -> None:
 def test_wrong_input_is_named() -> None:
     with pytest.raises(ValueError, match="pairs: got"):
         Pairs(0, 0, 0, 0)
-    with pytest.raises(ValueError, match="margin: got 0"):
+    with pytest.raises(ValueError, match=r"margin: got 0"):
         Design(10, 0.1, margin=0.0)
-    with pytest.raises(ValueError, match="loss: got 0.9"):
+    with pytest.raises(ValueError, match=r"loss: got 0\.9"):
         Design(10, 0.2).power(0.9)
