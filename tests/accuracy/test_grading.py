@@ -42,6 +42,7 @@ def test_flexible(text: str, number: str) -> None:
 
 def test_normalised() -> None:
     assert normalised("$1,234.") == "1234"
+    assert normalised("1,234,567") == "1234567"
     assert normalised("He ran 5 + 6 = 11\n#### 11") == "11"
     assert normalised("3.50") == "3.50"
     assert normalised("5..") == "5."

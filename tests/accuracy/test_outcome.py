@@ -41,7 +41,10 @@ def test_empty_answer_and_disagreement() -> None:
     assert (other.empty, other.right, other.right_flexible) == (False, False, True)
 
 
-@pytest.mark.parametrize("torn", ["", '{"index": 4, "prom', '{"index"', "é"])
+LONG = '{"index": 4, "answer": "' + 5000 * "x"
+
+
+@pytest.mark.parametrize("torn", ["", '{"index": 4, "prom', '{"index"', "é", LONG])
 def test_goes_on_behind_a_torn_line(tmp_path: Path, torn: str) -> None:
     path = tmp_path / "run.jsonl"
     written(path, 4)
