@@ -76,6 +76,12 @@ def test_counts_of_what_accuracy_hides() -> None:
     assert (found.baseline.empty, found.baseline.truncated, found.baseline.disagree) == (0, 0, 0)
 
 
+def test_other_text_with_the_same_number_is_no_flip() -> None:
+    base = run(marks(5, 10))
+    found = compare(base, Run(base.info, {**base.outcomes, 2: answered(2, text="then\n#### 2")}))
+    assert (found.same_text, found.flips) == (9, ())
+
+
 def test_other_questions_are_refused() -> None:
     base = run(marks(5, 10))
 
