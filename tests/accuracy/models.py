@@ -53,6 +53,6 @@ def tokenizer(folder: Path) -> Path:
 def checkpoint(folder: Path, seed: int = 0) -> Path:
     """The tiny model and its tokenizer in the Hugging Face format."""
     one = model(seed)
-    write_checkpoint(folder, one.config, one.weights, "qwen3_5_moe_text" if one.config.num_experts else "qwen3_5_text")
+    write_checkpoint(folder, one.config, one.weights, "qwen3_next")
     tokenizer(folder)
     return folder

@@ -66,8 +66,8 @@ def test_answer_ends_at_the_first_stop_text(tokenizer: Tokenizer) -> None:
 
 def test_stop_text_in_the_last_token_is_no_truncation(tokenizer: Tokenizer) -> None:
     text = tokenizer.decode(alone(tokenizer, TEXTS[1], 4))
-    ended = dict(answering(tokenizer)([Prompt(TEXTS[1], (text[-1:],), 4)]))[0]
-    assert not ended.truncated
+    ended = dict(answering(tokenizer)([Prompt(TEXTS[1], (text,), 4)]))[0]
+    assert (ended.text, ended.tokens, ended.truncated) == ("", 4, False)
 
 
 def test_listener_that_leaves_leaves_nothing_behind(tokenizer: Tokenizer) -> None:

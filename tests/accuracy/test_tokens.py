@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from accuracy.tokens import Told, check, compared, forced, packs
+from accuracy.tokens import QuestionCheck, TokenCheck, Told, check, compared, forced, packs
 from serving.truth import one_pass
 from tests.accuracy import models
 
@@ -31,9 +31,15 @@ def test_divergence_by_hand() -> None:
 
 def test_nothing_finite_is_infinitely_far() -> None:
     new = torch.zeros(2, 3)
-    new[1, 2] = torch.nan
+    new[1, 0] = torch.nan
     found = compared(torch.zeros(2, 3), new)
     assert (found.worst_kl, found.agreed, found.first_divergence) == (math.inf, 1, 1)
+
+
+def test_sums_count_every_token_once() -> None:
+    found = TokenCheck((QuestionCheck(3, 0.2, 0.5, 3, None), QuestionCheck(1, 0.6, 0.6, 0, 0)))
+    assert (found.tokens, found.worst_kl, found.agreement, found.diverging) == (4, 0.6, 0.75, 1)
+    assert found.mean_kl == pytest.approx(0.3)
 
 
 def test_rows_are_those_that_choose_the_answer() -> None:
