@@ -183,7 +183,7 @@ class SluicegateLM(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
         found = []
         for request in requests:
             tokens = self.tok_encode(request.args[0])
-            rolling = get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length - 1, 1)
+            rolling = get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, 1)
             parts = [(None, *make_disjoint_window(window)) for window in rolling]
             found.append(sum(score for score, _ in self._loglikelihood_tokens(parts)))
         return found

@@ -62,10 +62,12 @@ def test_greedy_answer_is_found_greedy(folder: Path) -> None:
     one = lm(folder)
     logits = one_pass(one.model, tuple(one.tok_encode("What?")))
     best = int(logits[-1].argmax())
+    other = (best + 1) % 256
+    after = int(one_pass(one.model, (*one.tok_encode("What?"), other))[-1].argmax())
     scored = one._loglikelihood_tokens(
-        [(("", ""), one.tok_encode("What?"), [token]) for token in (best, (best + 1) % 256)]
+        [(("", ""), one.tok_encode("What?"), answer) for answer in ([best], [other], [other, after])]
     )
-    assert [greedy for _, greedy in scored] == [True, False]
+    assert [greedy for _, greedy in scored] == [True, False, False]
 
 
 def test_rolling_likelihood_covers_every_token_once(folder: Path) -> None:
@@ -73,8 +75,10 @@ def test_rolling_likelihood_covers_every_token_once(folder: Path) -> None:
     (whole,) = one.loglikelihood_rolling([instance("loglikelihood_rolling", "abcdefgh")])
     (expected, _) = one.loglikelihood([instance("loglikelihood", "", "abcdefgh")])[0]
     assert whole == pytest.approx(expected, abs=1e-4)
-    (longer,) = one.loglikelihood_rolling([instance("loglikelihood_rolling", "abcdefgh" * 6)])
-    assert longer < 4 * whole
+    text = "abcdefghijklmnop" * 3
+    (longer,) = one.loglikelihood_rolling([instance("loglikelihood_rolling", text)])
+    parts = one.loglikelihood([instance("loglikelihood", *pair) for pair in (("", text[:24]), (text[23], text[24:]))])
+    assert longer == pytest.approx(sum(score for score, _ in parts), abs=1e-3)
 
 
 def test_options_are_understood_or_refused(folder: Path) -> None:
