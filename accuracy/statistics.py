@@ -10,7 +10,7 @@ Everything that is called a rate or a power is computed exactly, by summation ov
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -158,6 +158,16 @@ class Design:
             held = score(count - won, won.astype(np.float64), self.n, -self.margin) >= z
             total += chance * float(binom.pmf(won, count, 0.5)[held].sum())
         return total
+
+    def affordable_margin(self, rate: float = 0.95) -> float:
+        """The smallest margin, to a hundredth of a point, at which a right run is found as before this often; 1 where none is."""
+        _share("rate", rate)
+        low, high = 0, 10_000
+        while high - low > 1:
+            middle = (low + high) // 2
+            enough = replace(self, margin=middle / 10_000).as_before_rate >= rate
+            low, high = (low, middle) if enough else (middle, high)
+        return high / 10_000
 
     def detectable(self, power: float = 0.8) -> float:
         """The smallest loss that is reported with this chance; nan where not even the largest is."""

@@ -25,7 +25,8 @@ def beforehand(n: int, rule: Rule) -> str:
         f"{n} questions, compared one by one; {100 * rule.noise:g} % of the answers expected to flip between right runs",
         f"detects: {seen}; the margin, {points(rule.margin)}, in {100 * design.power(rule.margin):.0f} %",
         f"false alarms: {100 * design.false_alarm_rate:.1f} % of right runs, at most {100 * rule.alpha:g} %",
-        f"a right run is found as before in {100 * design.as_before_rate:.0f} %",
+        f"a right run is found as before in {100 * design.as_before_rate:.0f} %; in 95 % with a margin of"
+        f" {points(design.affordable_margin())}",
     ]
     return "\n".join(lines)
 

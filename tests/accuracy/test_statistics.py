@@ -149,6 +149,16 @@ def test_detectable_loss_has_the_power_it_promises() -> None:
     assert math.isnan(Design(5, 0.0).detectable())
 
 
+def test_affordable_margin_is_the_smallest_that_is() -> None:
+    design = Design(GSM8K, 0.02)
+    margin = design.affordable_margin(0.95)
+    assert Design(GSM8K, 0.02, margin=margin).as_before_rate >= 0.95
+    assert Design(GSM8K, 0.02, margin=margin - 0.0001).as_before_rate < 0.95
+    # Without a flip the interval ends at z^2 / (n + z^2).
+    z = norm.isf(0.025)
+    assert Design(GSM8K, 0.0).affordable_margin() == pytest.approx(z * z / (GSM8K + z * z), abs=1e-4)
+
+
 def test_unpaired_gates_in_use_see_no_more_than_they_say() -> None:
     """One-sided at 0.05, power 0.8, deviation 50 points: passes 3.20 points below, detects 4.84 (TensorRT-LLM's gate)."""
     assert norm.isf(0.05) * math.sqrt(2 * 50**2 / GSM8K) == pytest.approx(3.20, abs=0.005)
