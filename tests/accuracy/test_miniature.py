@@ -73,10 +73,15 @@ def test_rows_teach_the_answers(tokenizer: Any) -> None:
         assert tokenizer.decode(tokens.tolist()).startswith("Question: ")
         assert end in tokens.tolist()
     tokens, labels = (part.tolist() for part in rows[0])
-    text = tokenizer.decode(tokens[: tokens.index(end)])
-    taught = tokenizer.decode([label for label in labels[: tokens.index(end)] if label != IGNORED])
-    documents = text.split("Question: ")[1:]
-    expected = "Question:".join(part.split("Answer:")[1] for part in documents)
+    last = len(tokens) - tokens[::-1].index(end)
+    text = tokenizer.decode(tokens[:last], skip_special_tokens=False)
+    taught = tokenizer.decode([label for label in labels[:last] if label != IGNORED], skip_special_tokens=False)
+    documents = [document.split("Question: ")[1:] for document in text.split(words.END)[:-1]]
+    assert max(map(len, documents)) > 1
+    # Only the questions after the first are foretold: their opening words.
+    expected = "".join(
+        "Question:".join(part.split("Answer:")[1] for part in document) + words.END for document in documents
+    )
     assert taught == expected
     again = next(iter(Rows(tokenizer, 2000, 0, annotations=False)))
     assert torch.equal(again[0], rows[0][0])
