@@ -58,6 +58,8 @@ def test_goes_on_behind_a_torn_line(tmp_path: Path, torn: str) -> None:
     uninterrupted = tmp_path / "other.jsonl"
     written(uninterrupted, 10)
     assert load(path).outcomes == load(uninterrupted).outcomes
+    assert path.read_bytes().count(b"\n") == 11
+    assert path.read_bytes().endswith(b"}\n")
     assert load(path).complete
 
 
