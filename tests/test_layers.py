@@ -80,6 +80,8 @@ def test_every_layer_is_checked() -> None:
         ("harness", "def late():\n    import optimized", "harness reaches kernels by name only"),
         ("harness", "import flashinfer", "harness reaches kernels by name only"),
         ("properties", "import optimized", "properties judge every subject alike"),
+        ("accuracy", "import optimized", "accuracy asks the model, whatever its kernels"),
+        ("serving", "import accuracy", "serving reaches kernels by name, and is no property"),
         ("benchmarks", "import properties", "benchmarks measure, they do not judge"),
     ],
 )

@@ -1,0 +1,43 @@
+"""lm-eval's own GSM8K tasks, on the hub's data or on files of the same format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+#: lm-eval's files, and which split of a folder each of a task's splits is.
+TASKS = {
+    "gsm8k": "gsm8k/gsm8k.yaml",
+    "gsm8k_cot": "gsm8k/gsm8k-cot.yaml",
+    "gsm8k_platinum": "gsm8k_platinum/gsm8k-platinum.yaml",
+}
+
+
+def task(name: str, folder: Path | None = None) -> str | dict[str, Any]:
+    """What ``simple_evaluate(tasks=[...])`` takes: the official task, its data from `folder` if one is named.
+
+    The prompts, examples, filters and version stay lm-eval's; only where the questions come from is changed.
+
+    Raises ValueError for an unknown task, or a folder without train.jsonl and test.jsonl.
+    """
+    if name not in TASKS:
+        raise ValueError(f"task: got {name!r}, expected one of {', '.join(TASKS)}")
+    if folder is None:
+        return name
+    import lm_eval
+
+    config: dict[str, Any] = yaml.safe_load(
+        (Path(lm_eval.__file__).parent / "tasks" / TASKS[name]).read_text(encoding="utf-8")
+    )
+    splits = {config[key] for key in ("training_split", "fewshot_split", "test_split") if config.get(key)}
+    files = {split: folder / f"{split}.jsonl" for split in sorted(splits)}
+    if missing := [path.name for path in files.values() if not path.is_file()]:
+        raise ValueError(f"--gsm8k: {folder} has no {' and no '.join(missing)}, expected GSM8K's files of these names")
+    config.pop("dataset_name", None)
+    config.pop("tag", None)
+    return config | {
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {split: str(path.resolve()) for split, path in files.items()}},
+    }
