@@ -21,7 +21,7 @@ import triton.language as tl
 def _update(x, weight, bias, pool, indices, y, rows, slots, D, sx, sxd, sw, swj, sp, spd, spj, si,
             W: tl.constexpr, HAS_BIAS: tl.constexpr, SILU: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
-    d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    d = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
     live = d < D
     slot = tl.load(indices + row * si).to(tl.int64)
     if (slot < 0) | (slot >= slots):
@@ -53,6 +53,8 @@ def require(name, tensor, shape, dtypes, device):
         raise ValueError(f"{name}: expected shape {shape}, got {tuple(tensor.shape)}")
     if tensor.dtype not in dtypes or tensor.device != device:
         raise ValueError(f"{name}: expected one of {dtypes} on {device}, got {tensor.dtype} on {tensor.device}")
+    if any((size - 1) * stride >= 2**31 for size, stride in zip(tensor.shape[1:], tensor.stride()[1:])):
+        raise ValueError(f"{name}: expected rows within 2^31 elements, got strides {tensor.stride()}")
 
 
 def conv_update(x, weight, *, bias, conv_state, state_indices, activation):
@@ -64,6 +66,8 @@ def conv_update(x, weight, *, bias, conv_state, state_indices, activation):
     width = weight.shape[1]
     if bias is not None:
         require("bias", bias, (channels,), FLOATS, x.device)
+        if not bias.is_contiguous():
+            raise ValueError(f"bias: expected a contiguous tensor, got stride {bias.stride()}")
     require("conv_state", conv_state, (None, channels, width - 1), FLOATS, x.device)
     require("state_indices", state_indices, (rows,), (torch.int32, torch.int64), x.device)
     if os.environ.get("SLUICEGATE_STRICT") == "1":
