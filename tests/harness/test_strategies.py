@@ -141,8 +141,9 @@ def test_inactive_row_beside_a_live_one(scale: strategies.Scale) -> None:
 @pytest.mark.parametrize("ratio", [2, 3, 4])
 def test_one_odd_dimension_leaves_the_others_small(scale: strategies.Scale, ratio: int) -> None:
     found = smallest(cases("gdn_decode", scale), lambda c: c.dims["HV"] // c.dims["H"] == ratio)
-    least = scale.head_dims[0]
-    assert dict(found.dims) == {"H": 1, "HV": ratio, "K": least, "V": least}
+    assert (found.dims["H"], found.dims["HV"]) == (1, ratio)
+    # Polishing knows smaller ones than the scale draws.
+    assert max(found.dims["K"], found.dims["V"]) <= scale.head_dims[0]
     assert len(found.sequences) == 1
 
 
