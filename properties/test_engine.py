@@ -258,7 +258,7 @@ def arguments_body(context: Context, case: EngineCase) -> None:
 ON_HOST = ("cpu",)
 
 engine_life = Property("engine_life", "equivalence", life_body, weight=12, devices=ON_HOST)
-prefixes = Property("prefixes_compete", "equivalence", life_body, weight=6, devices=ON_HOST, strategy=families)
+prefixes = Property("prefixes_compete", "equivalence", life_body, weight=10, devices=ON_HOST, strategy=families)
 model_life = Property("model_life", "equivalence", model_body, examples=12, strategy=models)
 alone = Property("batch_equals_alone", "relations", alone_body, devices=ON_HOST)
 order = Property("order_of_arrival", "relations", order_body, devices=ON_HOST)
