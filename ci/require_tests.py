@@ -27,6 +27,10 @@ class Skip:
     message: str
 
 
+#: What pytest says in the place of the reason.
+COLLECTION = "collection skipped"
+
+
 def read_run(path: Path) -> tuple[int, list[Skip]]:
     """Number of test cases in a JUnit file, and those of them that were skipped or expected to fail."""
     total, skips = 0, []
@@ -35,7 +39,9 @@ def read_run(path: Path) -> tuple[int, list[Skip]]:
         skipped = case.find("skipped")
         if skipped is not None:
             name = f"{case.get('classname', '')}::{case.get('name', '')}"
-            skips.append(Skip(name, skipped.get("message") or ""))
+            message = skipped.get("message") or ""
+            # Where a whole file is skipped, the reason stands beside its place in the file.
+            skips.append(Skip(name, (skipped.text or "") if message == COLLECTION else message))
     return total, skips
 
 

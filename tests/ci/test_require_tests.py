@@ -36,10 +36,20 @@ def judge(folder: Path, source: str, allowed: str) -> int:
         (PASSED + SKIPPED, "", 3),
         (PASSED + SKIPPED, "# *NVIDIA GPU*", 3),
         (UNIMPORTABLE, "*NVIDIA GPU*", 3),
+        (PASSED + UNIMPORTABLE, "*a_package_that_nobody_has*", 0),
         (PASSED + EXPECTED_FAILURE, "", 3),
         ("", "", 3),
     ],
-    ids=["passed", "allowed", "not allowed", "commented out", "not importable", "expected failure", "no test"],
+    ids=[
+        "passed",
+        "allowed",
+        "not allowed",
+        "commented out",
+        "not importable",
+        "not importable, allowed",
+        "expected failure",
+        "no test",
+    ],
 )
 def test_exit_code(tmp_path: Path, source: str, allowed: str, exit_code: int) -> None:
     assert judge(tmp_path, source, allowed) == exit_code
