@@ -37,7 +37,7 @@ def main() -> int:
     rows = [measure(case, bandwidth, arguments.breakdown) for case in track(chosen, "Measuring", console=console)]
     host_rows = host.host_rows() if "metadata" in arguments.operators else []
 
-    name = f"{(env['gpu'] or 'gpu').replace(' ', '-').lower()}-{env['date'][:10]}.json"
+    name = f"{report.stem(env)}.json"
     report.write(arguments.out / name, env, bandwidth, rows, host_rows)
     report.show(console, bandwidth, rows, host_rows)
     picture = drawing.draw(arguments.out / name)

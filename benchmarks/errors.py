@@ -69,8 +69,7 @@ def main() -> int:
     results = []
     env = report.environment(arguments.commit)
     chosen = "" if len(arguments.sides) == len(SIDES) else "-".join(["", *(s for s in arguments.sides if s != "ours")])
-    gpu = (env["gpu"] or "gpu").replace(" ", "-").lower()
-    name = f"row-errors-{arguments.dtype}{chosen}-{gpu}-{env['date'][:10]}"
+    name = f"row-errors-{arguments.dtype}{chosen}-{report.stem(env)}"
     arguments.out.mkdir(parents=True, exist_ok=True)
     data: dict[str, Any] = {}
     for side in arguments.sides:

@@ -65,6 +65,11 @@ def environment(commit: str | None) -> dict[str, Any]:
     }
 
 
+def stem(env: dict[str, Any]) -> str:
+    """What results measured there and then are named by: the GPU and the day."""
+    return f"{(env['gpu'] or 'gpu').replace(' ', '-').lower()}-{env['date'][:10]}"
+
+
 def write(path: Path, env: dict[str, Any], bandwidth: float, rows: list[Row], host_rows: list[HostRow]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     results = {

@@ -52,10 +52,6 @@ class Caches:
         )
 
     @property
-    def slots(self) -> int:
-        return self.delta[0].shape[0]
-
-    @property
     def page_size(self) -> int:
         return self.keys[0].shape[1]
 
