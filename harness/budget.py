@@ -145,7 +145,7 @@ def require_within(
         bad_rows = bad.reshape(-1, got.shape[-1]).any(1)
         if count is not None:
             count(ratio.masked_fill(bad_rows, float("inf")), measured.to_model)
-        index = torch.nonzero(bad)[0].tolist()
+        index = torch.nonzero(bad.cpu())[0].tolist()
         symptom = "not written" if bool(got[tuple(index)].isnan()) else "non-finite"
         hint = (
             " (the buffer was poisoned with NaN: nobody wrote it, or the call read poisoned memory)"
@@ -193,7 +193,8 @@ def worst_rows(
     shape, columns = got.shape[:-1], got.shape[-1]
     flat_got, flat_oracle = got.reshape(-1, columns), oracle.reshape(-1, columns)
     rows = []
-    for i in ratio.argsort(descending=True)[:count].tolist():
+    # On the host: CUDA would load its sorting kernels for the first failure of a process, which takes seconds.
+    for i in ratio.cpu().argsort(descending=True)[:count].tolist():
         if not float(ratio[i]) > (0.0 if measured is None else 1.0):
             break
         where = locate([int(v) for v in torch.unravel_index(torch.tensor(i), shape)])
