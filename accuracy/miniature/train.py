@@ -1,14 +1,13 @@
 """``python -m accuracy.miniature.train FOLDER``: train the miniature and write it in the Hugging Face format.
 
 A plain loop: AdamW, a warm-up and a cosine, bf16 autocast on a GPU. The end of the schedule is a number of steps or a time, whichever
-comes first, so that the run fits into the machine's hours. Needs transformers; kernels come from torch alone.
+comes first, so that the run fits into the machine's hours. Needs transformers; kernels come from torch alone, see `quick`. At the end
+the model that was written answers the held-out problems greedily.
 """
 
 from __future__ import annotations
 
 import csv
-import importlib
-import inspect
 import math
 import time
 from collections.abc import Iterator
@@ -22,19 +21,14 @@ import typer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from accuracy.grading import grade
+from accuracy.miniature import quick
 from accuracy.miniature import tokenizer as words
 from accuracy.miniature.rows import IGNORED, Rows, spoken
 from accuracy.problems.generator import held_out
 
 #: Bytes that the checkpoint may take.
 LARGEST = 32 * 2**20
-MODULE = "transformers.models.qwen3_5_moe.modeling_qwen3_5_moe"
-OPERATORS = (
-    "causal_conv1d_fn",
-    "causal_conv1d_update",
-    "torch_chunk_gated_delta_rule",
-    "torch_recurrent_gated_delta_rule",
-)
 GROUP = ["linear_attention", "linear_attention", "linear_attention", "full_attention"]
 
 
@@ -66,14 +60,6 @@ def configuration(vocabulary: int, end: int, layers: int = 8, hidden: int = 256)
         pad_token_id=None,
         tie_word_embeddings=False,
     )
-
-
-def torch_only() -> None:
-    """Have transformers compute with torch: its wrappers prefer a kernel library that happens to be installed, on a CPU too."""
-    module = importlib.import_module(MODULE)
-    for name in OPERATORS:
-        if hasattr(module, name):
-            setattr(module, name, inspect.unwrap(getattr(module, name)))
 
 
 @dataclass(frozen=True)
@@ -162,11 +148,12 @@ def train(
     seconds: float,
     rate: float,
     balance: float = 0.01,
-    every: int = 200,
+    every: float = 30.0,
 ) -> Iterator[Point]:
-    """Train until the schedule is at its end; a point every 20 steps, with held-out measures every `every` and at the end."""
+    """Train until the schedule is at its end; a point every 20 steps, with held-out measures every so many seconds and at the end."""
     device = next(model.parameters()).device
     optimizer, begun, step, done = optimizer_of(model, rate), time.perf_counter(), 0, 0.0
+    last = begun
     model.train()
     while done < 1:
         done = pace(step + 1, steps, time.perf_counter() - begun, seconds)
@@ -185,7 +172,9 @@ def train(
         now = float(plain.detach())
         if not math.isfinite(now):
             raise RuntimeError(f"training: the loss is {now} at step {step}; lower the rate")
-        found = measured(model, asked) if step % every == 0 or done >= 1 else (math.nan, math.nan)
+        due = done >= 1 or time.perf_counter() - last >= every
+        found = measured(model, asked) if due else (math.nan, math.nan)
+        last = time.perf_counter() if due else last
         yield Point(step, time.perf_counter() - begun, rate * factor(done), now, *found)
 
 
@@ -217,13 +206,23 @@ def draw(points: list[Point], path: Path) -> None:
     pyplot.close(figure)
 
 
+def answered(model: Any, tokenizer: Any, number: int, annotations: bool) -> tuple[float, list[tuple[str, str]]]:
+    """Share of held-out problems that greedy answers get right, and each answer beside the worked solution."""
+    problems = held_out(number, annotations=annotations)
+    asked = [spoken(tokenizer, problem)[0] for problem in problems]
+    stops = {tokenizer.token_to_id(words.END), tokenizer.encode("Question:", add_special_tokens=False).ids[0]}
+    texts = [tokenizer.decode(tokens).strip() for tokens in quick.greedy(model, asked, stops)]
+    right = [grade(text, problem.solution).right for text, problem in zip(texts, problems, strict=True)]
+    return sum(right) / len(right), [(text, problem.solution) for text, problem in zip(texts, problems, strict=True)]
+
+
 def main(
     folder: Annotated[Path, typer.Argument(help="Where the checkpoint, train.csv and train.svg go.")],
-    steps: Annotated[int, typer.Option(help="Of the schedule, at most.", min=1)] = 6000,
+    steps: Annotated[int, typer.Option(help="Of the schedule, at most.", min=1)] = 50_000,
     minutes: Annotated[float, typer.Option(help="Of the schedule, at most.", min=0.01)] = 7.0,
-    batch: Annotated[int, typer.Option(help="Rows in a step.", min=1)] = 128,
+    batch: Annotated[int, typer.Option(help="Rows in a step.", min=1)] = 64,
     length: Annotated[int, typer.Option(help="Tokens of a row.", min=64)] = 512,
-    rate: Annotated[float, typer.Option(help="The largest learning rate.")] = 2e-3,
+    rate: Annotated[float, typer.Option(help="The largest learning rate.")] = 1.5e-3,
     layers: Annotated[int, typer.Option(help="Three in four of them gated delta nets.", min=4)] = 8,
     annotations: Annotated[bool, typer.Option(help="Learn solutions with <<a*b=c>>.")] = False,
     asked: Annotated[int, typer.Option(help="Held-out problems for the measures on the way.", min=1)] = 1319,
@@ -233,13 +232,16 @@ def main(
     """Train the miniature."""
     from transformers import Qwen3_5MoeForCausalLM
 
-    torch_only()
+    quick.installed()
     torch.manual_seed(seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cuda.matmul.allow_tf32 = True
+    if device.type == "cpu":
+        typer.echo("no GPU: this will take hours; name a small --layers, --batch and --minutes to try it")
     tokenizer = words.trained()
     config = configuration(tokenizer.get_vocab_size(), tokenizer.token_to_id(words.END), layers)
     model = Qwen3_5MoeForCausalLM._from_config(config, experts_implementation="eager").to(device)
+    quick.remembering(model, seed)
     count = sum(p.numel() for p in model.parameters())
     typer.echo(f"{count / 1e6:.2f} million parameters, {tokenizer.get_vocab_size()} tokens, on {device}")
     loader = DataLoader(
@@ -257,11 +259,17 @@ def main(
             log.writerow([point.step, f"{point.seconds:.1f}", *(f"{figure:.5g}" for figure in figures)])
             file.flush()
             if not math.isnan(point.exact):
+                speed = point.step * batch * length / point.seconds
                 typer.echo(
-                    f"step {point.step}, {point.seconds:.0f} s: held out {point.held_out_loss:.4f}, exact {point.exact:.4f}"
+                    f"step {point.step}, {point.seconds:.0f} s, {speed:,.0f} tokens/s: loss {point.loss:.4f},"
+                    f" held out {point.held_out_loss:.4f}, exact {point.exact:.4f}"
                 )
     save(model, tokenizer, folder)
     draw(points, folder / "train.svg")
+    right, texts = answered(model.float(), tokenizer, asked, annotations)
+    typer.echo(f"greedy answers right: {100 * right:.2f} % of {len(texts)}, with the weights as they were written")
+    for text, solution in [pair for pair in texts if not grade(*pair).right][:3]:
+        typer.echo(f"wrong: {text!r}, expected {solution!r}")
 
 
 if __name__ == "__main__":

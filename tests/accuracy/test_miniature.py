@@ -12,15 +12,17 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from accuracy.answering import Answering, Prompt, Tokenizer, settings_for
+from accuracy.miniature import quick
 from accuracy.miniature import tokenizer as words
+from accuracy.miniature.quick import MODULE, OPERATORS, torch_only
 from accuracy.miniature.rows import IGNORED, Rows, spoken
 from accuracy.miniature.train import (
-    MODULE,
-    OPERATORS,
     Point,
+    answered,
     configuration,
     draw,
     factor,
@@ -29,7 +31,6 @@ from accuracy.miniature.train import (
     pace,
     questions,
     save,
-    torch_only,
     train,
 )
 from accuracy.problems.generator import held_out
@@ -152,8 +153,9 @@ def test_a_few_steps_learn_and_both_sides_read_the_checkpoint(small: Any, tokeni
 
     asked = questions(tokenizer, 4, False, CPU)
     before, _ = measured(small, asked)
-    points = list(train(small, rows(), asked, steps=30, seconds=600.0, rate=1e-2, every=20))
+    points = list(train(small, rows(), asked, steps=30, seconds=600.0, rate=1e-2, every=0.0))
     assert [point.step for point in points] == [20, 30]
+    assert not [point for point in points if math.isnan(point.exact)]
     assert points[-1].held_out_loss < before - 1
     draw(points, tmp_path / "train.svg")
     assert b"held out" in (tmp_path / "train.svg").read_bytes()
@@ -208,3 +210,56 @@ def test_points_without_measures_are_drawn_as_such(tmp_path: Path) -> None:
     draw([Point(20, 1.0, 0.1, 2.0)], tmp_path / "a.svg")
     draw([Point(20, 1.0, 0.1, 2.0)], tmp_path / "b.svg")
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+
+
+def test_quick_functions_are_the_same_functions(small: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss and every gradient, with transformers' own code and with what training puts in its place."""
+    module = importlib.import_module(MODULE)
+    tokens, labels = questions(tokenizer, 3, False, CPU)[0]
+
+    def found() -> tuple[Tensor, dict[str, Tensor]]:
+        small.zero_grad()
+        _, whole = loss_of(small, tokens, labels, 0.1)
+        whole.backward()
+        return whole.detach(), {name: p.grad.clone() for name, p in small.named_parameters() if p.grad is not None}
+
+    with torch.no_grad():
+        for name, p in small.named_parameters():
+            if p.ndim > 1:
+                p.mul_(10 if "gate.weight" in name else 3)
+    loss, gradients = found()
+    monkeypatch.setattr(module.Qwen3_5MoeExperts, "forward", module.Qwen3_5MoeExperts.forward)
+    quick.installed()
+    quick_loss, quick_gradients = found()
+    assert float(quick_loss) == pytest.approx(float(loss), rel=1e-5)
+    assert gradients.keys() == quick_gradients.keys()
+    for name, gradient in gradients.items():
+        assert float((gradient - quick_gradients[name]).norm() / gradient.norm().clamp_min(1e-6)) < 1e-3, name
+
+
+def test_greedy_is_what_the_engine_answers(small: Any, tokenizer: Any, tmp_path: Path) -> None:
+    """Whole passes without a cache, ragged questions, and an answer that ends."""
+    with torch.no_grad():
+        small.lm_head.weight.mul_(20)
+    small.float()
+    asked = [tokenizer.encode(words.text(text)).ids for text in ("What?", "How many apples are 3 apples?", "Why 12?")]
+    whole = quick.greedy(small, asked, {-1}, longest=12)
+    assert [len(one) for one in whole] == [12, 12, 12]
+    stop = whole[1][5]
+    cut = quick.greedy(small, asked, {stop}, longest=12, batch=2)
+    assert cut == [one[: one.index(stop)] if stop in one else one for one in whole]
+    save(small, tokenizer, tmp_path)
+    ours = presets.model(str(tmp_path), "oracle", dtype=torch.float32, device=CPU, seed=0)
+    again = quick.greedy(small.float(), asked, {-1}, longest=12)
+    histories = [[*question, *answer] for question, answer in zip(asked, again, strict=True)]
+    for question, history, logits in zip(asked, histories, passes(ours, histories), strict=True):
+        assert logits.argmax(-1).tolist()[len(question) - 1 : -1] == history[len(question) :]
+    share, texts = answered(small, tokenizer, 3, False)
+    assert share == 0.0
+    assert len(texts) == 3
+
+
+def test_states_remember_from_the_start(small: Any) -> None:
+    quick.remembering(small, 0)
+    steps = [F.softplus(p) for name, p in small.named_parameters() if name.endswith("dt_bias")]
+    assert all(bool(((step > 0.9e-3) & (step < 0.11)).all()) for step in steps)
