@@ -25,6 +25,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -193,11 +194,12 @@ def worst_rows(
     shape, columns = got.shape[:-1], got.shape[-1]
     flat_got, flat_oracle = got.reshape(-1, columns), oracle.reshape(-1, columns)
     rows = []
-    # On the host: CUDA would load its sorting kernels for the first failure of a process, which takes seconds.
+    # On the host: CUDA would load its sorting kernels for the first failure of a process.
     for i in ratio.cpu().argsort(descending=True)[:count].tolist():
         if not float(ratio[i]) > (0.0 if measured is None else 1.0):
             break
-        where = locate([int(v) for v in torch.unravel_index(torch.tensor(i), shape)])
+        # numpy's: torch's imports a computer algebra system first, a second or more for the first failure of a process.
+        where = locate([int(v) for v in np.unravel_index(i, shape)])
         # Show the stretch of the row in which the largest difference lies.
         difference = torch.nan_to_num((flat_got[i].double() - flat_oracle[i].double()).abs(), nan=float("inf"))
         start = max(0, min(int(difference.argmax()) - 2, columns - 6))
