@@ -88,25 +88,21 @@ def conv_update(
     """
     _check_activation(activation)
     y = torch.zeros(x.shape, dtype=x.dtype, device=x.device)
-    new_states: list[tuple[int, Tensor]] = []
-    for row, slot in enumerate(state_indices.tolist()):
-        if slot < 0:
-            continue
-        previous = conv_state[slot].T
-        z = torch.cat([previous.to(compute_dtype), x[row : row + 1].to(compute_dtype)])
-        y[row] = _taps(z, weight, bias, activation)[0].to(y.dtype)
-        stored = torch.cat([previous, x[row : row + 1].to(conv_state.dtype)])
-        new_states.append((slot, stored[1:].T))
-    for slot, new_state in new_states:
-        conv_state[slot] = new_state
+    rows = torch.nonzero(state_indices >= 0).flatten()
+    slots, newest = state_indices[rows].long(), x[rows]
+    previous = conv_state[slots]
+    # [W, rows, D]: what each tap meets.
+    z = torch.cat([previous.permute(2, 0, 1).to(compute_dtype), newest[None].to(compute_dtype)])
+    y[rows] = _taps(z, weight, bias, activation)[0].to(y.dtype)
+    conv_state[slots] = torch.cat([previous, newest[..., None].to(conv_state.dtype)], dim=-1)[..., 1:]
     return y
 
 
 def _taps(z: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
-    """z [L + W - 1, D] -> y [L, D], in the dtype of z."""
+    """z [L + W - 1, ..., D] -> y [L, ..., D], in the dtype of z."""
     width = weight.shape[1]
     tokens = z.shape[0] - (width - 1)
-    y = z.new_zeros(tokens, z.shape[1])
+    y = z.new_zeros(tokens, *z.shape[1:])
     if bias is not None:
         y += bias.to(z.dtype)
     for j in range(width):
