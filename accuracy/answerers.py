@@ -63,10 +63,16 @@ def engine(asked: Engine) -> Answering:
         asked.max_length,
         asked.concurrency,
         prefixes=asked.prefixes,
+        graphs=capturable(asked.kernels),
         chunk_budget=asked.chunk_budget,
         slot_seed=asked.seed or None,
     )
     return Answering(one, Tokenizer(Path(asked.model) / "tokenizer.json"), settings)
+
+
+def capturable(kernels: str) -> bool:
+    """Whether steps of these kernels may be replayed as a graph."""
+    return "references" not in kernels and "oracle" not in kernels
 
 
 def fingerprint(folder: Path) -> str:

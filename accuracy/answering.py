@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,12 +60,14 @@ def settings_for(
     concurrency: int,
     *,
     prefixes: bool = True,
+    graphs: bool = True,
     chunk_budget: int | None = None,
     slot_seed: int | None = None,
 ) -> EngineSettings:
-    """An engine with memory for so many requests of `longest` tokens at once, and with graphs where there is a GPU.
+    """An engine with memory for so many requests of `longest` tokens at once.
 
     Args:
+        graphs: replay decodes where there is a GPU; references, which read indices on the host, cannot be captured.
         chunk_budget: most tokens in a step; longer prompts are cut. slot_seed: draws slots in place of the last freed.
     """
     page, interval = 16, max(16, model.kernels.chunk_size)
@@ -79,8 +81,8 @@ def settings_for(
         max_batch_size=concurrency,
         max_tokens=max(chunk_budget or (8192 if gpu else 512), concurrency),
         max_length=longest,
-        graph_sizes=(*sizes, concurrency) if gpu else (),
-        graphs="cuda" if gpu else "off",
+        graph_sizes=(*sizes, concurrency) if gpu and graphs else (),
+        graphs="cuda" if gpu and graphs else "off",
         snapshot_interval=interval if prefixes else 0,
         slot_seed=slot_seed,
     )
@@ -89,9 +91,15 @@ def settings_for(
 class Answering:
     """An engine that is asked in text. One life: a second pass meets the prefixes that the first one left."""
 
-    def __init__(self, model: HybridModel, tokenizer: Tokenizer, settings: EngineSettings) -> None:
+    def __init__(
+        self,
+        model: HybridModel,
+        tokenizer: Tokenizer,
+        settings: EngineSettings,
+        make: Callable[[HybridModel, EngineSettings], Any] = Engine,
+    ) -> None:
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
-        self.engine = Engine(model, settings)
+        self.engine: Engine = make(model, settings)
         self._asked = 0
         self._open: dict[str, Prompt] = {}
 
