@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from accuracy.tokens import QuestionCheck, TokenCheck, Told, check, compared, forced, packs
+import references
+from accuracy.answering import Answering, Prompt, Tokenizer, settings_for
+from accuracy.tokens import QuestionCheck, TokenCheck, Told, check, compared, forced, packs, through_engine
 from serving.truth import one_pass
 from tests.accuracy import models
 
