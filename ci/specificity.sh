@@ -4,7 +4,7 @@
 #
 #   ci/specificity.sh [CASES [further arguments of `sluicegate verify`]]      CASES an operator: 3000
 #
-# PYTHON: the interpreter (default: .venv/bin/python). Exit and reports are those of `verify`; a failure there is a false alarm here.
+# OPERATORS: those to judge, separated by blanks (default: all). PYTHON: the interpreter (default: .venv/bin/python). Exit and reports are those of `verify`; a failure there is a false alarm here.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 cases=${1:-3000}
@@ -12,20 +12,18 @@ shift || true
 
 subjects=()
 add() { subjects+=(--subject "$1=$2"); }
-add chunk_metadata optimized.chunk_metadata:chunk_metadata_kernel
-for operator in chunk_metadata step_metadata conv_prefill conv_update gdn_decode gdn_prefill gated_rmsnorm; do
+for operator in ${OPERATORS:-chunk_metadata step_metadata conv_prefill conv_update gdn_decode gdn_prefill gated_rmsnorm}; do
     case $operator in
         conv_*) add $operator "optimized.causal_conv:$operator" ;;
         gated_rmsnorm) add $operator "optimized.gated_norm:$operator" ;;
         *) add $operator "optimized.$operator:$operator" ;;
     esac
+    case $operator in chunk_metadata) add $operator "optimized.$operator:chunk_metadata_kernel" ;; esac
     # The metadata of before comes in new buffers every step, which is wrong under CUDA graphs.
     case $operator in step_metadata) ;; *) add $operator "optimized.baselines:$operator" ;; esac
     # The reference of the metadata walks every token; some cases have 2^31 of them.
     case $operator in *_metadata) ;; *) add $operator "tests/harness/subjects/unpromised.py:$operator" ;; esac
-done
-for operator in gdn_prefill gdn_decode; do
-    add $operator "tests/harness/subjects/published.py:$operator"
+    case $operator in gdn_*) add $operator "tests/harness/subjects/published.py:$operator" ;; esac
 done
 # Arguments and costs are promises of ours; the others make none.
 exec "${PYTHON:-.venv/bin/python}" -m harness.cli verify "${subjects[@]}" --properties equivalence,relations,memory \

@@ -25,6 +25,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -145,7 +146,7 @@ def require_within(
         bad_rows = bad.reshape(-1, got.shape[-1]).any(1)
         if count is not None:
             count(ratio.masked_fill(bad_rows, float("inf")), measured.to_model)
-        index = torch.nonzero(bad)[0].tolist()
+        index = torch.nonzero(bad.cpu())[0].tolist()
         symptom = "not written" if bool(got[tuple(index)].isnan()) else "non-finite"
         hint = (
             " (the buffer was poisoned with NaN: nobody wrote it, or the call read poisoned memory)"
@@ -193,10 +194,12 @@ def worst_rows(
     shape, columns = got.shape[:-1], got.shape[-1]
     flat_got, flat_oracle = got.reshape(-1, columns), oracle.reshape(-1, columns)
     rows = []
-    for i in ratio.argsort(descending=True)[:count].tolist():
+    # On the host: CUDA would load its sorting kernels for the first failure of a process.
+    for i in ratio.cpu().argsort(descending=True)[:count].tolist():
         if not float(ratio[i]) > (0.0 if measured is None else 1.0):
             break
-        where = locate([int(v) for v in torch.unravel_index(torch.tensor(i), shape)])
+        # numpy's: torch's imports a computer algebra system first, a second or more for the first failure of a process.
+        where = locate([int(v) for v in np.unravel_index(i, shape)])
         # Show the stretch of the row in which the largest difference lies.
         difference = torch.nan_to_num((flat_got[i].double() - flat_oracle[i].double()).abs(), nan=float("inf"))
         start = max(0, min(int(difference.argmax()) - 2, columns - 6))

@@ -53,7 +53,7 @@ def allotment(fault: Fault, device: str, tier: str) -> dict[Property, dict[str, 
 def cells(fault: Fault, target: str, device: str, seed: int, tier: str) -> Iterator[Planned]:
     """The cells that a fault meets, soonest first. dtypes take turns over properties and rounds, and so do seeds."""
     left = allotment(fault, device, tier)
-    properties = sorted(left, key=lambda p: ORDER.index(p.group))
+    properties = sorted(left, key=priority)
     for turn in count():
         final = turn >= len(ROUNDS) - 1
         for place, prop in enumerate(properties):
@@ -80,6 +80,11 @@ def cells(fault: Fault, target: str, device: str, seed: int, tier: str) -> Itera
             )
         if not any(cases for dtypes_left in left.values() for cases in dtypes_left.values()):
             return
+
+
+def priority(prop: Property) -> float:
+    """What is for GPUs alone is about what only a GPU shows, and comes soon there."""
+    return ORDER.index(prop.group) if "cpu" in prop.devices else min(ORDER.index(prop.group), 0.5)
 
 
 def _examples(prop: Property, cases: int, left: int) -> int:

@@ -57,6 +57,14 @@ def test_quick_leaves_out_what_verify_leaves_out() -> None:
     assert names["premerge"] - names["quick"] == set(tiers.NOT_QUICK)
 
 
+def test_what_only_a_gpu_shows_comes_soon() -> None:
+    properties = sorted(suite("gdn_prefill").PROPERTIES, key=schedule.priority)
+    only_gpu = [place for place, prop in enumerate(properties) if prop.devices == ("cuda",)]
+    others = [place for place, prop in enumerate(properties) if "cpu" in prop.devices and prop.group != "equivalence"]
+    assert only_gpu
+    assert max(only_gpu) < min(others)
+
+
 def test_it_goes_wide_before_it_goes_deep() -> None:
     fault = a_fault("conv_prefill")
     planned = list(schedule.cells(fault, fault.subject, "cpu", 5, "premerge"))

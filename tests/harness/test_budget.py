@@ -6,6 +6,8 @@ docs/budget.md records the measured shares and says how the constants follow fro
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -254,6 +256,25 @@ def test_same_bits_tells_zero_from_minus_zero() -> None:
 #: More of them: SLUICEGATE_CALIBRATION_CASES=2000.
 CASES = int(os.environ.get("SLUICEGATE_CALIBRATION_CASES", "200"))
 JUDGED = ("conv_prefill", "conv_update", "gdn_decode", "gated_rmsnorm")
+
+
+def test_a_first_failure_imports_nothing_more() -> None:
+    """What fails first in a process is timed; `torch.unravel_index` once brought a computer algebra system, a second or more."""
+    program = """
+import sys, torch
+from harness import budget
+from harness.failure import Failure
+right = torch.ones(3, 4, 8)
+wrong = right.clone()
+wrong[1, 2, 3] = 2
+before = set(sys.modules)
+try:
+    budget.require_within(wrong, right.double(), right, right, "output")
+except Failure:
+    print(len(set(sys.modules) - before))
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "0"
 
 
 def known_to_be_right(operator: str) -> dict[str, Callable[..., Any]]:
