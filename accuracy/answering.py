@@ -23,7 +23,7 @@ class Tokenizer:
         try:
             from tokenizers import Tokenizer as Read
         except ImportError as error:
-            raise ValueError("tokenizer: the package tokenizers is missing; install the extra `accuracy`") from error
+            raise ValueError("tokenizer: the package tokenizers is missing; install it, or run make setup") from error
         self._read: Any = Read.from_file(str(path))
 
     def encode(self, text: str) -> list[int]:

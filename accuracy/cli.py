@@ -136,7 +136,7 @@ def command(
             out=out,
         )
     except ImportError as error:
-        typer.echo(f"sluicegate accuracy: {error}; install the extra `accuracy`", err=True)
+        typer.echo(f"sluicegate accuracy: {error}; run make setup", err=True)
         raise typer.Exit(USAGE) from error
     except (ValueError, ServerError) as error:
         typer.echo(f"sluicegate accuracy: {error}", err=True)
