@@ -45,6 +45,9 @@ def engine(asked: Engine) -> Answering:
     from serving import presets
 
     interpreter.repair()
+    if device == "cpu":
+        # The products are small: threads would wait for each other, and for whatever else runs.
+        torch.set_num_threads(1)
     names = {"auto": torch.bfloat16 if device == "cuda" else torch.float32}
     names |= {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if asked.dtype not in names:

@@ -50,10 +50,15 @@ def asked(name: str, folder: Path | None = None, limit: int | None = None) -> Ta
 
     Raises ValueError for an unknown task, one whose data cannot be had, or one that is asked in more ways than by prompts.
     """
-    from lm_eval.tasks import TaskManager, get_task_dict
+    from lm_eval.tasks import TaskManager
 
     try:
-        found: Any = get_task_dict([task(name, folder)], TaskManager())
+        manager: Any = TaskManager()
+        # What older versions have instead of `load` warns in newer ones.
+        if hasattr(manager, "load"):
+            found = manager.load([task(name, folder)])["tasks"]
+        else:
+            found = manager.load_task_or_group([task(name, folder)])
     except (OSError, ConnectionError) as error:
         raise ValueError(f"--task {name}: its data cannot be had ({error}); name a folder with --gsm8k") from error
     (one,) = found.values()

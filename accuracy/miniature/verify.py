@@ -10,7 +10,9 @@ answer a part of them, which tests the engine and the model, and the optimized k
 
 from __future__ import annotations
 
+import multiprocessing
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -49,7 +51,7 @@ class Share:
 
 
 SHARES = {
-    "cpu": Share("oracle", 160, 64, 0.04, 0.0025, 3, 12, 1e-4),
+    "cpu": Share("oracle", 256, 64, 0.03, 0.0025, 12, 16, 1e-9),
     "cuda": Share("optimized", 1319, 128, 0.01, 0.02, 100, 256, 0.3),
 }
 
@@ -123,10 +125,12 @@ def main(
         share = SHARES[chosen]
         for path in (out / "runs").glob("*.jsonl"):
             path.unlink()
-        judged = gate(share, chosen, checkpoint, baseline, out)
-        typer.echo(report.said(judged, 5))
-        middle = time.monotonic()
-        distance = tokens(share, chosen, checkpoint, kernels)
+        # Two processes for two cores; one GPU does one thing after the other.
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as beside:
+            said = beside.submit(tokens, share, chosen, checkpoint, kernels) if chosen == "cpu" else None
+            judged = gate(share, chosen, checkpoint, baseline, out)
+            typer.echo(report.said(judged, 5))
+            distance = said.result() if said else tokens(share, chosen, checkpoint, kernels)
     except ValueError as error:
         typer.echo(f"accuracy.miniature.verify: {error}", err=True)
         raise typer.Exit(2) from error
@@ -137,7 +141,7 @@ def main(
         + ("" if agree else ": THEY DIFFER")
     )
     verdict = judged.found.verdict
-    done = f"{middle - begun:.0f} s and {time.monotonic() - middle:.0f} s"
+    done = f"{time.monotonic() - begun:.0f} s"
     typer.echo(f"miniature: {verdict}, kernels {'agree' if agree else 'DIFFER'}; {done}; {out / 'report.html'}")
     if verdict == "regression" or not agree:
         raise typer.Exit(1)
