@@ -10,8 +10,10 @@ from accuracy.answering import Tokenizer
 from accuracy.client import Server
 from accuracy.outcome import RunInfo, environment, versions
 from accuracy.running import Answerer
+from accuracy.sensitivity.trial import told
 from accuracy.session import Party
 from accuracy.tasks import Task
+from accuracy.tokens import TokenCheck, compared, through_engine
 
 PACKAGES = ("sluicegate", "torch", "triton", "tokenizers", "lm-eval")
 
@@ -62,6 +64,34 @@ class Asking:
             raise ValueError(f"--against: got {against!r} and --kernels the same, expected two sets")
         return [self._engine(task, kernels) for kernels in sets]
 
+    def tokens(self, task: Task, against: str, number: int) -> TokenCheck:
+        """Both kernel sets made to say the first so many worked solutions, every next token compared.
+
+        Raises ValueError where nobody's engine of ours answers.
+        """
+        if self.model is None:
+            raise ValueError("--told: wants our own engine, whose logits can be seen; name --model and --against")
+        text = Tokenizer(Path(self.model) / "tokenizer.json")
+        questions = told(task, text, number)
+        longest = max(len(one.prompt) + len(one.answer) for one in questions)
+        old, new = (
+            through_engine(answerers.engine(self._asked(kernels, longest)), questions)
+            for kernels in (against, self.kernels)
+        )
+        return TokenCheck(tuple(compared(before, after) for before, after in zip(old, new, strict=True)))
+
+    def _asked(self, kernels: str, longest: int) -> answerers.Engine:
+        return answerers.Engine(
+            str(self.model),
+            kernels,
+            self.device,
+            self.dtype,
+            self.concurrency,
+            max_length=longest,
+            chunk_budget=self.chunk_budget,
+            seed=self.seed,
+        )
+
     def _info(self, task: Task, model: str, tokenizer: str, kernels: str, **settings: str) -> RunInfo:
         return RunInfo(
             task=task.name,
@@ -84,16 +114,7 @@ class Asking:
                 " accuracy/miniature/checkpoint"
             )
         longest = self._longest(task, folder)
-        asked = answerers.Engine(
-            str(folder),
-            kernels,
-            self.device,
-            self.dtype,
-            self.concurrency,
-            max_length=longest,
-            chunk_budget=self.chunk_budget,
-            seed=self.seed,
-        )
+        asked = self._asked(kernels, longest)
         info = self._info(
             task,
             answerers.fingerprint(folder),

@@ -80,6 +80,13 @@ def command(
         typer.Option(help="Share of answers that flip between right runs; 0.02, in float32 0.0025.", min=0.0, max=0.9),
     ] = None,
     metric: Annotated[Metric, typer.Option(help="The filter that counts.")] = "strict",
+    told: Annotated[
+        int,
+        typer.Option(
+            help="With --against: both kernel sets say so many worked solutions, and every next token is compared.",
+            min=0,
+        ),
+    ] = 0,
     export: Annotated[
         Path | None, typer.Option(help="Write the questions as they are asked, and ask nobody; --task FILE reads them.")
     ] = None,
@@ -132,6 +139,7 @@ def command(
             compared=compare,
             passes=passes,
             rule=(margin, alpha, noise, metric),
+            told=told,
             export=export,
             out=out,
         )
@@ -160,6 +168,7 @@ def _run(
     compared: tuple[Path, Path] | None,
     passes: str,
     rule: tuple[float, float, float | None, Metric],
+    told: int,
     export: Path | None,
     out: Path,
 ) -> int:
@@ -176,6 +185,8 @@ def _run(
     gate = Rule(margin, alpha, asking.noise if noise is None else noise, metric)
     if compared is not None:
         return _compare(console, *compared, gate, out)
+    if told and against is None:
+        raise ValueError("--told: expected --against KERNELS, to compare tokens with")
     asked = tasks.load(task, limit=limit, gsm8k=gsm8k)
     if export is not None:
         tasks.save(asked, export)
@@ -184,8 +195,8 @@ def _run(
     kinds = session.kinds(passes)
     parties = asking.parties(asked, against)
     stored = _stored(baseline, published, asked)
-    told = words.beforehand(len(asked.asked), gate)
-    console.print(told, highlight=False, soft_wrap=True)
+    before = words.beforehand(len(asked.asked), gate)
+    console.print(before, highlight=False, soft_wrap=True)
     runs: dict[str, Run] = {}
     judged: list[session.Judged] = []
     with StagesBar(console, "accuracy", asked.name) as bar:
@@ -202,9 +213,12 @@ def _run(
             elif len(found) > 1:
                 name = f"{party.label}, {kinds[0]}"
                 judged = session.judged({kinds[1]: found[kinds[1]]}, party.label, found[kinds[0]], name, gate)
+        if told and against is not None:
+            bar.advance("tokens", 0, 1)
+        tokens = asking.tokens(asked, against, told) if told and against is not None else None
     if save_baseline is not None:
         _copy(parties[-1].file(out, kinds[0]), save_baseline)
-    done = report.Session(_command_line(), asked, gate, told, runs, judged)
+    done = report.Session(_command_line(), asked, gate, before, runs, judged, tokens)
     path = report.save(done, out)
     for name, run in runs.items():
         shares = f"{100 * run.accuracy():.2f} % strict, {100 * run.accuracy(flexible=True):.2f} % flexible"
@@ -212,6 +226,8 @@ def _run(
     for one in judged:
         console.print(f"\n{one.new} against {one.baseline}", style="bold", highlight=False)
         console.print(report.said(one, 5), highlight=False, soft_wrap=True, markup=False)
+    if tokens is not None:
+        console.print(f"\n{words.tokens(tokens)}", highlight=False, soft_wrap=True)
     console.print(f"\n{path.with_suffix('.html')}", highlight=False, soft_wrap=True)
     return _code(session.overall(judged))
 
@@ -242,11 +258,11 @@ def _compare(console: Console, first: Path, second: Path, rule: Rule, out: Path)
 
     old, new = load(first), load(second)
     judged = [session.Judged(second.name, first.name, compare(old, new, rule))]
-    told = words.beforehand(new.info.questions, rule)
+    before = words.beforehand(new.info.questions, rule)
     task = Task(new.info.task, new.info.task_version, (Asked("", ""),) * new.info.questions)
-    done = report.Session(_command_line(), task, rule, told, {first.name: old, second.name: new}, judged)
+    done = report.Session(_command_line(), task, rule, before, {first.name: old, second.name: new}, judged)
     path = report.save(done, out)
-    console.print(told, highlight=False, soft_wrap=True)
+    console.print(before, highlight=False, soft_wrap=True)
     console.print(report.said(judged[0]), highlight=False, soft_wrap=True, markup=False)
     console.print(str(path.with_suffix(".html")), highlight=False, soft_wrap=True)
     return _code(session.overall(judged))

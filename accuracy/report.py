@@ -19,6 +19,7 @@ from accuracy.gate import Comparison, Counts, Rule
 from accuracy.outcome import Run
 from accuracy.session import Judged, overall
 from accuracy.tasks import Task
+from accuracy.tokens import TokenCheck
 from harness.files import write_whole
 from harness.report.text import cleaned
 
@@ -37,6 +38,7 @@ class Session:
     beforehand: str
     runs: Mapping[str, Run]
     judged: Sequence[Judged]
+    tokens: TokenCheck | None = None
 
 
 def record(session: Session) -> dict[str, Any]:
@@ -51,6 +53,21 @@ def record(session: Session) -> dict[str, Any]:
         "verdict": overall(session.judged),
         "runs": [_run(name, run) for name, run in session.runs.items()],
         "comparisons": [_comparison(one) for one in session.judged],
+        "tokens": _tokens(session.tokens),
+    }
+
+
+def _tokens(found: TokenCheck | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {
+        "words": words.tokens(found),
+        "questions": len(found.questions),
+        "tokens": found.tokens,
+        "mean_kl": found.mean_kl,
+        "worst_kl": found.worst_kl if math.isfinite(found.worst_kl) else None,
+        "agreement": found.agreement,
+        "first_divergences": [one.first_divergence for one in found.questions],
     }
 
 
@@ -162,6 +179,8 @@ def _markdown(session: Session, drawings: Sequence[Path]) -> str:
         counts = Counts.of(run)
         shares = f"{100 * run.accuracy():.2f} % | {100 * run.accuracy(flexible=True):.2f} %"
         lines.append(f"| {name} | {shares} | {counts.disagree} | {counts.truncated} | {counts.empty} |")
+    if session.tokens is not None:
+        lines += ["", words.tokens(session.tokens)]
     for one, path in zip(session.judged, drawings, strict=True):
         lines += ["", f"## {one.new} against {one.baseline}", "", f"![interval]({path.name})", ""]
         lines += ["```text", said(one).replace("```", "'''"), "```"]

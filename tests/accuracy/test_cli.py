@@ -57,6 +57,7 @@ def test_two_kernel_sets_cold_and_warm(folder: Path, questions: Path, tmp_path: 
     result = call(
         *("--model", folder, "--task", questions, "--kernels", "oracle", "--against", "references", "--device", "cpu"),
         *("--passes", "cold,warm", "--concurrency", 3, "--out", tmp_path, "--save-baseline", tmp_path / "base.jsonl"),
+        *("--told", 2),
     )
     assert result.exit_code == 3, result.output
     assert "8 questions, compared one by one" in result.output
@@ -69,7 +70,11 @@ def test_two_kernel_sets_cold_and_warm(folder: Path, questions: Path, tmp_path: 
     ]
     assert all(one["same_text"] == 8 for one in found["comparisons"])
     assert found["verdict"] == "too little power to say"
+    assert found["tokens"]["questions"] == 2
+    assert found["tokens"]["agreement"] == 1.0
+    assert found["tokens"]["worst_kl"] < 1e-9
     page = (tmp_path / "report.html").read_text()
+    assert "made to say 2 worked solutions" in page
     assert page.count("<svg") == 2
     assert "<script" not in page
     assert "too little power to say" in (tmp_path / "report.md").read_text()
@@ -163,6 +168,7 @@ def test_what_is_quoted_cannot_break_the_page(tmp_path: Path) -> None:
         (("--model", "MODEL", "--baseline", "none.jsonl"), "cannot read none.jsonl"),
         (("--model", "MODEL", "--published", "nobody"), "expected one of "),
         (("--model", "MODEL", "--kernels", "slow", "--limit", "1"), "got 'slow', expected one of references"),
+        (("--model", "MODEL", "--told", "3"), "expected --against KERNELS"),
         (("--base-url", "localhost:8000"), "expected http://host:port/v1"),
         (("--base-url", "http://127.0.0.1:9", "--against", "oracle"), "with a server or a library use --baseline"),
     ],
