@@ -4,7 +4,7 @@ Two questions, each with what it can see. Does the model, in the engine, still a
 the stored run in `baseline.jsonl`. Do the kernels compute what the references compute, in the place where the model needs them? Both
 are made to say the same worked solutions, through prefills and decodes, and every next token is compared.
 
-On a GPU the optimized kernels answer all problems. Triton's interpreter would take half a minute for each, so on a CPU the references
+On a GPU the optimized kernels answer all problems. Triton's interpreter would take six seconds for each, so on a CPU the references
 answer a part of them, which tests the engine and the model, and the optimized kernels say the beginnings of a few solutions.
 """
 
