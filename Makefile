@@ -34,7 +34,7 @@ DEV := $(BASE)+dev
 .DEFAULT_GOAL := help
 # Two targets at once would set up the same environment twice.
 .NOTPARALLEL:
-.PHONY: help setup verify serve faults compile test lint format bench clean
+.PHONY: help setup verify accuracy serve faults compile test lint format bench clean
 
 help:  ## this list
 	@echo "Sluicegate. Targets:"
@@ -49,8 +49,12 @@ help:  ## this list
 
 setup: $(DEV)  ## the environment with the development tools, and nothing else
 
-verify: $(BASE)  ## the main job: every registered kernel on what this machine has (report: out/latest/report.html)
+verify: $(BASE)  ## the main job: every registered kernel on what this machine has, and without ARGS the miniature (report: out/latest/report.html)
 	$(PY) -m harness.cli verify --tier $(TIER) $(ARGS)
+	$(if $(ARGS),,$(PY) -m accuracy.miniature.verify)
+
+accuracy: $(BASE)  ## does the full model still answer: ARGS="--model DIR --against references" (report: out/accuracy)
+	$(PY) -m harness.cli accuracy $(ARGS)
 
 serve: $(BASE)  ## requests through the engine, every step and answer compared (report: out/serve)
 	$(PY) -m harness.cli serve $(ARGS)

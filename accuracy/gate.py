@@ -168,7 +168,7 @@ def judge(pairs: Pairs, rule: Rule) -> tuple[Verdict, str]:
     """The verdict on these counts, and why.
 
     A loss that cannot be chance is a regression however small it is; one that is smaller than the margin and may be chance is
-    none. Where neither can be said, that is the verdict: it is no pass.
+    none. Where neither can be said, that is the verdict: it is no pass. Nor is it one where the baseline has hardly anything right.
     """
     lost, won = pairs.lost, pairs.won
     said = f"{lost} lost, {won} won of {pairs.n}"
@@ -176,6 +176,11 @@ def judge(pairs: Pairs, rule: Rule) -> tuple[Verdict, str]:
         return "regression", f"{said}: p = {p:.2g}, at most {rule.alpha:g}"
     if (p := mcnemar_loss(won, lost)) <= rule.alpha:
         return "improved", f"{said}: p = {p:.2g}, at most {rule.alpha:g}"
+    if pairs.both + lost < rule.margin * pairs.n:
+        return (
+            "too little power to say",
+            f"{said}: the baseline has {pairs.both + lost} right, so a loss of {100 * rule.margin:g} points cannot happen",
+        )
     if (p := non_inferiority(pairs, rule.margin)) <= rule.alpha:
         return "as before", f"{said}: a loss of {100 * rule.margin:g} points is excluded (p = {p:.2g})"
     return (

@@ -16,6 +16,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from accuracy.answerers import capturable
 from accuracy.answering import Answering, Prompt, Tokenizer, settings_for
 from accuracy.outcome import Writer, hashed, outcome
 from accuracy.tokens import Told, forced
@@ -64,16 +65,27 @@ class SluicegateLM(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
         if isinstance(batch_size, int) or (isinstance(batch_size, str) and batch_size.isdigit()):
             concurrency = int(batch_size)
         model = presets.model(pretrained, kernels, dtype=names[dtype], device=torch.device(device), seed=seed)
-        self.attach(model, Tokenizer(Path(pretrained) / "tokenizer.json"), max_length, concurrency, prefixes)
+        graphs = capturable(kernels)
+        self.attach(model, Tokenizer(Path(pretrained) / "tokenizer.json"), max_length, concurrency, prefixes, graphs)
         self.max_gen_toks, self.seed = max_gen_toks, seed
         self.writer: Writer | None = None
 
-    def attach(self, model: HybridModel, text: Tokenizer, max_length: int, concurrency: int, prefixes: bool) -> None:
+    def attach(
+        self,
+        model: HybridModel,
+        text: Tokenizer,
+        max_length: int,
+        concurrency: int,
+        prefixes: bool,
+        graphs: bool = True,
+    ) -> None:
         """Answer with this model from now on."""
         if not model.config.eos_token_ids:
             raise ValueError("model: its configuration has no eos_token_id, expected what ends an answer")
         self.model, self.text, self.max_length = model, text, max_length
-        self.answering = Answering(model, text, settings_for(model, max_length, concurrency, prefixes=prefixes))
+        self.answering = Answering(
+            model, text, settings_for(model, max_length, concurrency, prefixes=prefixes, graphs=graphs)
+        )
         self._device = model.device
 
     # -- tokens -----------------------------------------------------------------------------------------------------------

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from accuracy.answering import Answering
 from serving.model import HybridModel
+from serving.request import Request
 from serving.truth import passes
 
 
@@ -86,6 +89,40 @@ def forced(model: HybridModel, told: Sequence[Told], most_tokens: int = 4096) ->
         histories = [(*told[index].prompt, *told[index].answer[:-1]) for index in pack]
         for index, logits in zip(pack, passes(model, histories), strict=True):
             yield logits[len(told[index].prompt) - 1 :]
+
+
+def through_engine(answering: Answering, told: Sequence[Told]) -> list[Tensor]:
+    """The same logits from a whole engine, which is made to say the reference answers: prefills, decodes, graphs and pools.
+
+    Every step is made of the same rows whatever the model thinks, so two engines that compute the same agree to the bit, and a
+    fault has nothing to hide behind. Logits stay on the model's device.
+    """
+    engine = answering.engine
+    kept: list[list[Tensor]] = [[] for _ in told]
+    names = {f"told {index}": index for index in range(len(told))}
+
+    def say(logits: Tensor, rows: Sequence[Any]) -> list[int]:
+        # A graph's buffer is written again by the next step.
+        copied = logits.clone()
+        if copied.is_cuda:
+            # An engine waits here for its tokens; without that it would fill the next step's buffers under the last one.
+            torch.cuda.synchronize(copied.device)
+        tokens = []
+        for row, one in zip(rows, copied, strict=True):
+            index = names[row.tracked.id]
+            kept[index].append(one)
+            tokens.append(told[index].answer[len(row.tracked.outputs)])
+        return tokens
+
+    before = engine._choose
+    engine._choose = say  # type: ignore[method-assign]
+    try:
+        engine.run(Request(name, told[index].prompt, len(told[index].answer)) for name, index in names.items())
+    finally:
+        engine._choose = before  # type: ignore[method-assign]
+    for name in names:
+        engine.forget(name)
+    return [torch.stack(rows) for rows in kept]
 
 
 def packs(lengths: Sequence[int], most_tokens: int) -> Iterator[list[int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from accuracy.gate import Comparison, Flip, Rule
+from accuracy.tokens import TokenCheck
 from accuracy.unpaired import Unpaired
 
 
@@ -62,6 +63,16 @@ def afterwards(found: Comparison, flips: int = 20) -> str:
 def _flip(flip: Flip) -> str:
     what = "lost" if flip.lost else "won"
     return f"{what} {flip.new.index}:\n  baseline: {flip.baseline.answer!r}\n  new: {flip.new.answer!r}"
+
+
+def tokens(found: TokenCheck) -> str:
+    """What two models think of the same answers."""
+    whole = len(found.questions) - found.diverging
+    return (
+        f"made to say {len(found.questions)} worked solutions, {found.tokens} tokens: KL {found.mean_kl:.2g} on average,"
+        f" {found.worst_kl:.2g} at worst; the likeliest token is the same in {100 * found.agreement:.2f} %, in all of"
+        f" {whole} solutions"
+    )
 
 
 def unpaired(found: Unpaired) -> str:

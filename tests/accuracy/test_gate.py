@@ -57,6 +57,15 @@ def test_too_few_questions_are_no_pass() -> None:
     assert compare(run([True] * 50), run([True] * 50)).verdict == "too little power to say"
 
 
+def test_a_baseline_with_nothing_to_lose_is_no_pass() -> None:
+    """A model that knows next to nothing answers as before whatever is broken."""
+    found = compare(run(marks(12)), run(marks(12)))
+    assert found.verdict == "too little power to say"
+    assert "the baseline has 12 right" in found.why
+    assert compare(run(marks(14)), run(marks(14))).verdict == "as before"
+    assert Rule().margin == 0.01
+
+
 def test_metric_chooses_the_filter() -> None:
     new = run(marks(N))
     outcomes = {i: answered(i, text=f"it is {i}") if i < 30 else o for i, o in new.outcomes.items()}

@@ -158,3 +158,30 @@ def test_tasks_are_named(problems: Path, tmp_path: Path) -> None:
         task("arc")
     with pytest.raises(ValueError, match=r"has no test\.jsonl and no train\.jsonl"):
         task("gsm8k", tmp_path / "nothing")
+
+
+def test_tasks_are_asked_as_lm_eval_asks_them(problems: Path) -> None:
+    """Prompts, targets and stops are those of `simple_evaluate`, examples included."""
+    from accuracy import tasks
+
+    found = tasks.load("gsm8k", limit=3, gsm8k=problems)
+    assert (found.name, found.version, len(found.asked)) == ("gsm8k", "3.0", 3)
+    one = found.asked[0]
+    assert one.prompt.count("Question: ") == 6
+    assert one.prompt.endswith(f"Question: {held_out(1)[0].question}\nAnswer:")
+    assert one.target == held_out(1)[0].solution
+    assert "Question:" in one.until
+    assert one.most_tokens == 256
+
+
+def test_a_model_of_lm_eval_answers_like_the_engine(folder: Path) -> None:
+    """Our own, through lm-eval's door, is as good a library as any."""
+    from accuracy.answerers import Library
+    from accuracy.answering import Prompt
+
+    prompts = [Prompt(f"Question {n}?", ("a",), 5) for n in range(5)]
+    library = Library("sluicegate", f"pretrained={folder},kernels=oracle,max_length=64", batch=1)
+    direct = dict(lm(folder).answering(prompts))
+    assert {place: answer.text for place, answer in library(prompts)} == {n: one.text for n, one in direct.items()}
+    with pytest.raises(ValueError, match="--lm-eval-model nobody"):
+        Library("nobody", "")

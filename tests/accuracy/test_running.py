@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,13 @@ from accuracy.drawing import draw
 from accuracy.gate import Rule, compare
 from accuracy.outcome import Run, Writer, load
 from accuracy.problems.generator import held_out
-from accuracy.running import Question, answer_all, read
+from accuracy.running import answer_all
+from accuracy.tasks import plain, read_gsm8k
 from accuracy.unpaired import against, published
 from tests.accuracy import models
 from tests.accuracy.runs import info, run
 
-ASKED = [Question(problem.question, problem.solution) for problem in held_out(8)]
+ASKED = [replace(plain(problem.question, problem.solution), most_tokens=6) for problem in held_out(8)]
 
 
 @pytest.fixture(scope="module")
@@ -31,22 +33,23 @@ def answering(tokenizer: Tokenizer, concurrency: int = 3) -> Answering:
 
 def ran(path: Path, tokenizer: Tokenizer, concurrency: int = 3) -> Run:
     with Writer(path, info(len(ASKED))) as writer:
-        return answer_all(ASKED, answering(tokenizer, concurrency), writer, most_tokens=6)
+        return answer_all(ASKED, answering(tokenizer, concurrency), writer)
 
 
 def test_questions_are_read(tmp_path: Path) -> None:
     path = tmp_path / "test.jsonl"
     path.write_text("".join(problem.line() + "\n" for problem in held_out(8)))
-    assert read(path) == ASKED
-    assert read(path, 3) == ASKED[:3]
+    asked = [replace(one, most_tokens=256) for one in ASKED]
+    assert read_gsm8k(path) == asked
+    assert read_gsm8k(path, 3) == asked[:3]
     path.write_text('{"question": "a"}\n')
     with pytest.raises(ValueError, match=r"test\.jsonl, line 1: expected .*KeyError"):
-        read(path)
+        read_gsm8k(path)
     path.write_text("")
     with pytest.raises(ValueError, match="has none"):
-        read(path)
+        read_gsm8k(path)
     with pytest.raises(ValueError, match="cannot read"):
-        read(tmp_path / "none")
+        read_gsm8k(tmp_path / "none")
 
 
 def test_interrupted_run_ends_as_an_uninterrupted_one(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -62,7 +65,7 @@ def test_interrupted_run_ends_as_an_uninterrupted_one(tokenizer: Tokenizer, tmp_
     path = tmp_path / "broken.jsonl"
     with pytest.raises(KeyboardInterrupt):
         with Writer(path, info(len(ASKED))) as writer:
-            answer_all(ASKED, answering(tokenizer), writer, most_tokens=6, listener=interrupt)
+            answer_all(ASKED, answering(tokenizer), writer, listener=interrupt)
     assert told == [(done, 8) for done in range(1, 5)]
     assert len(load(path).outcomes) == 4
     again = ran(path, tokenizer)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from accuracy.tokens import QuestionCheck, TokenCheck, Told, check, compared, forced, packs
+import references
+from accuracy.answering import Answering, Prompt, Tokenizer, settings_for
+from accuracy.tokens import QuestionCheck, TokenCheck, Told, check, compared, forced, packs, through_engine
 from serving.truth import one_pass
 from tests.accuracy import models
 
@@ -84,3 +88,26 @@ def test_wrong_input_is_named() -> None:
         Told((), (1,))
     with pytest.raises(ValueError, match="expected the same"):
         compared(torch.zeros(1, 2), torch.zeros(1, 3))
+
+
+def test_an_engine_that_says_the_answers_has_the_logits_of_a_whole_pass(tmp_path: Path) -> None:
+    """Prefill, decode and batches of different lengths; and the engine answers as before afterwards."""
+    one = models.model()
+    told = [Told((1, 2, 3 + n, 4), tuple(range(10 + n, 16 + 2 * n))) for n in range(5)]
+    answering = Answering(one, Tokenizer(models.tokenizer(tmp_path)), settings_for(one, 64, 2))
+    before = dict(answering([Prompt("What?", max_new_tokens=5)]))
+    through = through_engine(answering, told)
+    for got, expected in zip(through, forced(one, told), strict=True):
+        assert got.shape == expected.shape
+        assert float((got - expected).abs().max()) < 1e-4
+    assert dict(answering([Prompt("What?", max_new_tokens=5)])) == before
+    assert answering.engine.unfinished == []
+    # A decode that forgets shows, where a whole pass through the prefill's kernel sees nothing of it.
+    bad = models.model(gdn_decode=_forgetting)
+    worse = through_engine(Answering(bad, answering.tokenizer, answering.settings), told)
+    assert max(compared(old, new).worst_kl for old, new in zip(through, worse, strict=True)) > 1e-6
+    assert check(one, bad, told).worst_kl == 0
+
+
+def _forgetting(*tokens: Any, **others: Any) -> Any:
+    return references.gdn_decode(*tokens, **{**others, "A_log": others["A_log"] + 1}, compute_dtype=torch.float64)

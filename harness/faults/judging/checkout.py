@@ -16,7 +16,7 @@ from harness.faults.judging.model import JudgingFault
 
 ROOT = Path(__file__).resolve().parents[3]
 #: What the tests import, and the tests. Everything else of a checkout (documents, results) judges nothing.
-PARTS = ("harness", "references", "optimized", "properties", "tests", "pyproject.toml")
+PARTS = ("harness", "references", "optimized", "serving", "accuracy", "properties", "tests", "pyproject.toml")
 #: The reporter alone in a folder: it must not come from the copy, whose harness is not to be trusted.
 REPORTER = "sluicegate_judging_reporter"
 _LEFT_OUT = shutil.ignore_patterns(".hypothesis", ".pytest_cache", "reporter-*")
