@@ -11,7 +11,7 @@ from references.gated_norm import gated_rmsnorm
 from references.gdn import gates, gdn_decode, gdn_recurrence, l2norm
 from references.gdn import gdn_recurrence as gdn_prefill
 from references.gdn_chunked import gdn_chunked
-from references.moe import moe, moe_routing
+from references.moe import moe, moe_experts, moe_routing
 from references.step_metadata import StepMetadata, StepMetadataBuilder, step_metadata
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "gdn_recurrence",
     "l2norm",
     "moe",
+    "moe_experts",
     "moe_routing",
     "step_metadata",
 ]
