@@ -1,78 +1,505 @@
-"""Mixture of experts without a host sync, in plain torch: every expert computes every token, and those not chosen are masked.
+"""Mixture of experts: route each token, send it through its experts, add up what they return. No host sync anywhere.
 
-What a token is sent to is known to the device alone, so a loop over the experts that have tokens would have to wait for
-it, and could not be captured in a CUDA graph. This does E / k times the arithmetic instead; at the batch sizes of a decode
-step it is the weights' way through memory that counts, and most experts are wanted by some token anyway.
+With r = t * k + j for the token t at its place j, and e its expert there,
+
+    inner[r] = silu(W_gate[e] x[t]) * (W_up[e] x[t])           rounded to the dtype of x, as the operand of a product is
+    y[t]     = sum_j weight[r] (W_down[e] inner[r])            in float32, in the order of the places
+
+How, depends on the number of rows alone, and each way reads the weights of experts that have rows, and no others:
+
+- A few rows: products of a matrix and a vector. Two launches: the first routes, too.
+- A few tokens: one program routes them and sorts the rows by expert into tiles; products of a tile and an expert's weights; a
+  sum over each token's parts. Four launches.
+- Many: the same, with a launch for routing and one for sorting.
+
+Launch grids are sized for the most tiles that so many rows can have. Which of them there are is known on the device; programs
+of the others return at once.
 """
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
-import torch.nn.functional as F
+import triton
 
-from . import checks
+from . import checks, functions, moe_routing
+from .moe_kernels import (
+    add_parts_kernel,
+    few_down_kernel,
+    few_gate_up_kernel,
+    grouped_down_kernel,
+    grouped_gate_up_kernel,
+)
+from .moe_sorting_kernels import LINE, add_up_kernel, count_kernel, place_kernel, route_and_sort_kernel, sort_kernel
 
-#: Elements of the largest intermediate: tokens are taken in blocks that stay below it.
-_MOST_ELEMENTS = 1 << 25
-_METHODS = ("renormalize", "default")
+Tensor = torch.Tensor
+
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def moe_routing(
-    logits: torch.Tensor, *, top_k: int, method: str, bias: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """logits [T, E] -> (expert_ids int32 [T, k], weights float32 [T, k]), the largest first, the lower id where two are equal.
+class Blocks(NamedTuple):
+    """How one product is cut: output columns a program, and how many numbers of a sum it has in hand at once."""
 
-    method "renormalize": softmax over the chosen logits; "default": over all. ``bias`` [E] takes part in the choice alone.
+    columns: int
+    depth: int
+    num_warps: int
+    num_stages: int
+
+
+class Launch(NamedTuple):
+    """How the kernels are launched.
+
+    tile: rows of a tile; 0: row by row. gate_up, down: of the two products. parts: the dtype in which a token's parts wait to
+    be added up; None: float32.
     """
-    experts = logits.shape[1]
-    if method not in _METHODS:
-        raise checks.fail("method", repr(method), " or ".join(_METHODS), "other ways to route are not implemented")
-    checks.check_int("top_k", top_k, 1)
-    if top_k > experts:
-        raise checks.fail("top_k", top_k, f"at most {experts}", "there are no more experts")
-    wide = logits.float()
-    score = wide if bias is None else wide + bias.float()
-    ids = torch.sort(score, dim=-1, descending=True, stable=True).indices[:, :top_k]
-    chosen = wide.gather(1, ids)
-    weights = F.softmax(chosen, -1) if method == "renormalize" else (chosen - wide.logsumexp(-1, keepdim=True)).exp()
-    return ids.int(), weights
+
+    tile: int
+    gate_up: Blocks
+    down: Blocks
+    parts: torch.dtype | None = None
+
+
+#: Up to so many rows are computed one by one: then hardly two of them have an expert in common. The interpreter pays per
+#: program, and has fewer that way.
+FEW_ROWS = 32
+_FEW_ROWS_INTERPRETED = 8
+#: So many tokens at most, places and scores of theirs are routed and sorted by one program, which compares every place with
+#: every other in registers.
+_FEW_TOKENS = 16
+_FEW_PLACES = 128
+_FEW_SCORES = 8192
+#: Up to so many rows every program of the sort counts them all; more are counted block by block, in a launch before.
+_ROWS_COUNTED_BY_ALL = 4096
+# Small enough for small batches to take both ways.
+_ROWS_COUNTED_BY_ALL_INTERPRETED = 64
+
+# Tiles by rows an expert, for 16-bit numbers. A product with few rows waits for memory and wants many loads under way; one
+# with many wants large tiles. With 128 rows an expert, reading and writing the parts in float32 would take a fifth of the time.
+_TILED = (
+    (12, Launch(16, Blocks(32, 256, 4, 5), Blocks(64, 128, 4, 3))),
+    (24, Launch(32, Blocks(64, 128, 4, 4), Blocks(64, 128, 4, 3))),
+    (48, Launch(64, Blocks(64, 128, 4, 4), Blocks(128, 64, 8, 4))),
+)
+# The same where a block has less shared memory than on Hopper and data-center Blackwell: all of these fit 99 KiB.
+_TILED_ELSEWHERE = (
+    (12, Launch(16, Blocks(32, 128, 4, 4), Blocks(64, 128, 4, 3))),
+    (24, Launch(32, Blocks(32, 128, 4, 4), Blocks(64, 128, 4, 3))),
+    (48, Launch(64, Blocks(64, 64, 4, 4), Blocks(128, 64, 8, 4))),
+)
+_LARGEST = {
+    9: Launch(128, Blocks(128, 64, 8, 4), Blocks(256, 64, 8, 4)),
+    10: Launch(128, Blocks(128, 64, 8, 4), Blocks(256, 64, 8, 4)),
+}
+_LARGEST_ELSEWHERE = Launch(128, Blocks(64, 64, 8, 2), Blocks(128, 64, 8, 3))
+# IEEE products of float32 keep their operands in registers.
+_EXACT = Launch(16, Blocks(32, 32, 4, 2), Blocks(32, 32, 4, 2))
+_EXACT_MANY = Launch(32, Blocks(32, 32, 4, 2), Blocks(32, 32, 4, 2))
+
+
+def _launch(
+    rows: int, experts: int, hidden: int, size: int, top_k: int, dtype: torch.dtype, device: torch.device
+) -> Launch:
+    """The fixed table: no tuning, so that the same batch has the same bits on the same device."""
+    exact = dtype == torch.float32
+    if rows <= _few_rows(device):
+        return _row_by_row(hidden, size, top_k, exact, interpreted=device.type == "cpu")
+    if device.type == "cpu":
+        # The interpreter pays per operation.
+        wide = [min(128, max(16, triton.next_power_of_2(n))) for n in (size, hidden)]
+        return Launch(32, Blocks(wide[0], wide[1], 4, 1), Blocks(wide[1], wide[0], 4, 1))
+    each = rows / max(1, experts)
+    if exact:
+        return _EXACT if each <= 16 else _EXACT_MANY
+    major = torch.cuda.get_device_properties(device).major
+    for most, launch in _TILED if major in _LARGEST else _TILED_ELSEWHERE:
+        if each <= most:
+            return launch
+    # float16 has no room for small parts; bfloat16 has float32's.
+    return _LARGEST.get(major, _LARGEST_ELSEWHERE)._replace(parts=dtype if dtype == torch.bfloat16 else None)
+
+
+def _row_by_row(hidden: int, size: int, top_k: int, exact: bool, interpreted: bool) -> Launch:
+    """Programs of four warps with 16 KiB of weights under way at once, so few that all of one token's run together."""
+    numbers = 4096 if exact else 8192
+    if hidden % 16 or size % 16:
+        numbers //= 4  # each number has an address of its own
+    depth = min(512, triton.next_power_of_2(hidden))
+    columns = 64 if interpreted else min(64, max(1, numbers // (2 * depth)))
+    inner = min(256, triton.next_power_of_2(size))
+    outer = 64 if interpreted else min(64, max(1, numbers // (inner * triton.next_power_of_2(top_k))))
+    return Launch(0, Blocks(columns, depth, 4, 1), Blocks(outer, inner, 4, 1))
+
+
+def moe_experts(
+    x: Tensor,
+    expert_ids: Tensor,
+    weights: Tensor,
+    w_gate_up: Tensor,
+    w_down: Tensor,
+    *,
+    expert_offset: int = 0,
+) -> Tensor:
+    """Send each token through the experts that it was given and add up what they return.
+
+    The weights may be those of some of all experts, as under expert parallelism: with `El` of them here, ids from
+    `expert_offset` up to and without `expert_offset + El` are computed, and all others, -1 among them, contribute nothing.
+
+    Args:
+        x: [T, Hd], the tokens; float32, float16 or bfloat16, any strides.
+        expert_ids: int32 [T, k], ids among all experts.
+        weights: float32 [T, k].
+        w_gate_up: [El, 2I, Hd], an expert's gate rows first, then its up rows; dtype of `x`. Where rows are not dense, or
+            lie at other multiples of 16 bytes than in a contiguous tensor, a copy is made: that costs what reading all
+            experts costs.
+        w_down: [El, Hd, I]; as `w_gate_up`.
+        expert_offset: the id of the first of these experts.
+
+    Returns:
+        y [T, Hd], contiguous, in the dtype of `x`; zero where no expert contributes. From 48 rows an expert on, what each
+        expert adds to a token is rounded to bfloat16 before it is added, if `x` is; otherwise it is float32. Working memory beside
+        it: T k (I + Hd) numbers.
+
+    Raises:
+        ValueError: wrong shape, dtype or device.
+    """
+    dims = _check(x, w_gate_up, w_down, expert_offset)
+    same: dict[str, Any] = {"device": x.device, "dims": dims}
+    checks.check_tensor("expert_ids", expert_ids, shape=("T", "k"), dtypes=(torch.int32,), **same)
+    checks.check_tensor("weights", weights, shape=("T", "k"), dtypes=(torch.float32,), **same)
+    top_k = expert_ids.shape[1]
+    arguments = {
+        "logits": x,
+        "bias": x,
+        **dict.fromkeys(("group_size", "n_group", "topk_group", "stride_lt", "stride_le", "stride_b"), 1),
+        "top_k": top_k,
+        "scaling": 1.0,
+        **dict.fromkeys(("GROUPS", "SIZE"), 1),
+        "PLACES": triton.next_power_of_2(max(1, top_k)),
+        **dict.fromkeys(("SQUASH", "HAS_BIAS", "GROUPED"), False),
+        "WEIGHTS": "logits",
+    }
+    return _compute(
+        x, expert_ids.contiguous(), weights.contiguous(), w_gate_up, w_down, expert_offset, False, arguments
+    )
 
 
 def moe(
-    x: torch.Tensor,
-    router_logits: torch.Tensor,
-    w_gate_up: torch.Tensor,
-    w_down: torch.Tensor,
+    x: Tensor,
+    router_logits: Tensor,
+    w_gate_up: Tensor,
+    w_down: Tensor,
     *,
     top_k: int,
     method: str,
-) -> torch.Tensor:
-    """x [T, Hd], router_logits [T, E], w_gate_up [E, 2I, Hd] (gate rows first), w_down [E, Hd, I] -> y [T, Hd].
+    bias: Tensor | None = None,
+    n_group: int = 1,
+    topk_group: int = 1,
+    scaling: float = 1.0,
+    expert_offset: int = 0,
+) -> Tensor:
+    """`moe_routing` of `router_logits` [T, E] and `moe_experts` in a row: their arguments, result and errors."""
+    dims = _check(x, w_gate_up, w_down, expert_offset)
+    moe_routing.check(router_logits, top_k, method, bias, n_group, topk_group, scaling, name="router_logits")
+    checks.check_tensor("router_logits", router_logits, shape=("T", None), device=x.device, dims=dims)
+    if expert_offset + dims["El"] > router_logits.shape[1]:
+        wanted = f"at most {router_logits.shape[1] - dims['El']}"
+        raise checks.fail("expert_offset", expert_offset, wanted, "the experts that are here are among those routed to")
+    chosen: dict[str, Any] = {
+        "top_k": top_k,
+        "method": method,
+        "bias": bias,
+        "n_group": n_group,
+        "topk_group": topk_group,
+        "scaling": scaling,
+    }
+    arguments = moe_routing.kernel_arguments(router_logits, **chosen)
+    tokens = x.shape[0]
+    block = _few_tokens(arguments)
+    few = tokens * top_k <= _few_rows(x.device) or (
+        tokens <= block and block * arguments["GROUPS"] * arguments["SIZE"] <= _FEW_SCORES
+    )
+    if few:
+        ids = torch.empty((tokens, top_k), dtype=torch.int32, device=x.device)
+        weights = torch.empty((tokens, top_k), dtype=torch.float32, device=x.device)
+    else:
+        ids, weights = moe_routing.moe_routing(router_logits, **chosen)
+    return _compute(x, ids, weights, w_gate_up, w_down, expert_offset, few, arguments)
 
-    Products are rounded to the dtype of `x` as they leave the matrix units; the weighted sum over experts is in float32.
 
-    Raises:
-        ValueError: wrong shape, dtype, device, method or k.
-    """
+def _few_rows(device: torch.device) -> int:
+    return _FEW_ROWS_INTERPRETED if device.type == "cpu" else FEW_ROWS
+
+
+def _few_tokens(arguments: dict[str, Any]) -> int:
+    """How many tokens one program can sort; how many there are does not matter, lest kernels be compiled for each."""
+    return min(_FEW_TOKENS, _FEW_PLACES // arguments["PLACES"])
+
+
+def _compute(
+    x: Tensor,
+    expert_ids: Tensor,
+    weights: Tensor,
+    w_gate_up: Tensor,
+    w_down: Tensor,
+    expert_offset: int,
+    route: bool,
+    arguments: dict[str, Any],
+) -> Tensor:
+    """y [T, Hd] of ids and weights, which are there already, or (`route`) are written on the way as `arguments` say."""
+    (tokens, hidden), (experts, _, size) = x.shape, w_down.shape
+    rows = expert_ids.numel()
+    y = torch.empty((tokens, hidden), dtype=x.dtype, device=x.device)
+    if y.numel() == 0:
+        return y
+    if rows == 0 or experts == 0 or size == 0:
+        return y.zero_()
+    w_gate_up, w_down = _as_contiguous(w_gate_up), _as_contiguous(w_down)
+    launch = _launch(rows, experts, hidden, size, expert_ids.shape[1], x.dtype, x.device)
+    # Rows of whole 16-byte pieces, for copies that are made of them.
+    inner = torch.empty((rows, triton.cdiv(size, 16) * 16), dtype=x.dtype, device=x.device)
+    with torch.cuda.device_of(x):
+        if launch.tile:
+            _tiled(launch, x, inner, expert_ids, weights, w_gate_up, w_down, y, expert_offset, route, arguments)
+        else:
+            _by_rows(launch, x, inner, expert_ids, weights, w_gate_up, w_down, y, expert_offset, route, arguments)
+    return y
+
+
+def _as_contiguous(weights: Tensor) -> Tensor:
+    """The weights, if kernels read them as they read a contiguous tensor, in pieces as large; otherwise a copy."""
+    dense = (weights.shape[1] * weights.shape[2], weights.shape[2])
+    same = all((s % 16 == 0) == (d % 16 == 0) for s, d in zip(weights.stride(), dense, strict=False))
+    if weights.is_contiguous() or (same and weights.stride(2) == 1):
+        return weights if weights.data_ptr() % 16 == 0 else weights.clone(memory_format=torch.contiguous_format)
+    return weights.contiguous()
+
+
+def _by_rows(
+    launch: Launch,
+    x: Tensor,
+    inner: Tensor,
+    expert_ids: Tensor,
+    weights: Tensor,
+    w_gate_up: Tensor,
+    w_down: Tensor,
+    y: Tensor,
+    expert_offset: int,
+    route: bool,
+    arguments: dict[str, Any],
+) -> None:
+    """Write y with a program for each row and block of columns, then one for each token and block of columns."""
+    (tokens, hidden), (experts, _, size) = x.shape, w_down.shape
+    rows = expert_ids.numel()
+    gate_up, down = launch.gate_up, launch.down
+    few_gate_up_kernel[(rows * triton.cdiv(size, gate_up.columns),)](
+        x,
+        w_gate_up,
+        inner,
+        expert_ids,
+        weights,
+        rows=rows,
+        hidden=hidden,
+        size=size,
+        expert_offset=expert_offset,
+        experts=experts,
+        stride_xt=x.stride(0),
+        stride_xd=x.stride(1),
+        stride_we=w_gate_up.stride(0),
+        stride_wn=w_gate_up.stride(1),
+        stride_wk=w_gate_up.stride(2),
+        stride_inner=inner.stride(0),
+        ROUTE=route,
+        COLUMNS=gate_up.columns,
+        DEPTH=gate_up.depth,
+        EVEN_DEPTH=hidden % gate_up.depth == 0,
+        PTX=functions.has_ptx(x),
+        num_warps=gate_up.num_warps,
+        num_stages=gate_up.num_stages,
+        **arguments,
+    )
+    few_down_kernel[(tokens * triton.cdiv(hidden, down.columns),)](
+        inner,
+        w_down,
+        expert_ids,
+        weights,
+        y,
+        hidden,
+        size,
+        arguments["top_k"],
+        expert_offset,
+        experts,
+        inner.stride(0),
+        *w_down.stride(),
+        PLACES=arguments["PLACES"],
+        COLUMNS=down.columns,
+        DEPTH=down.depth,
+        EVEN_DEPTH=size % down.depth == 0,
+        num_warps=down.num_warps,
+        num_stages=down.num_stages,
+    )
+
+
+def _tiled(
+    launch: Launch,
+    x: Tensor,
+    inner: Tensor,
+    expert_ids: Tensor,
+    weights: Tensor,
+    w_gate_up: Tensor,
+    w_down: Tensor,
+    y: Tensor,
+    expert_offset: int,
+    route: bool,
+    arguments: dict[str, Any],
+) -> None:
+    """Write y by sorting the rows into tiles, two grouped products and a sum."""
+    (tokens, hidden), (experts, _, size) = x.shape, w_down.shape
+    rows, top_k = expert_ids.numel(), arguments["top_k"]
+    # An expert's last tile may be short; an expert without rows has none.
+    most_tiles = min(rows, min(rows, experts) + rows // launch.tile)
+    order = torch.empty(rows, dtype=torch.int32, device=x.device)
+    tiles = torch.empty((most_tiles, LINE.value), dtype=torch.int32, device=x.device)
+    num_tiles = torch.empty(1, dtype=torch.int32, device=x.device)
+    if tokens <= _few_tokens(arguments):
+        route_and_sort_kernel[(1,)](
+            expert_ids=expert_ids,
+            weights=weights,
+            order=order,
+            tiles=tiles,
+            num_tiles=num_tiles,
+            tokens=tokens,
+            expert_offset=expert_offset,
+            experts=experts,
+            ROUTE=route,
+            TILE=launch.tile,
+            BLOCK_T=_few_tokens(arguments),
+            num_warps=8,
+            **arguments,
+        )
+    else:
+        _sort(expert_ids, order, tiles, num_tiles, expert_offset, experts, launch.tile)
+    products = "ieee"  # of float32; numbers of 16 bits go to the matrix units as they are
+    gate_up, down = launch.gate_up, launch.down
+    grouped_gate_up_kernel[(most_tiles * triton.cdiv(size, gate_up.columns),)](
+        x,
+        w_gate_up,
+        order,
+        tiles,
+        num_tiles,
+        inner,
+        hidden,
+        size,
+        top_k,
+        *x.stride(),
+        *w_gate_up.stride(),
+        inner.stride(0),
+        TILE=launch.tile,
+        COLUMNS=gate_up.columns,
+        DEPTH=gate_up.depth,
+        EVEN_COLUMNS=size % gate_up.columns == 0,
+        EVEN_DEPTH=hidden % gate_up.depth == 0,
+        PRODUCTS=products,
+        PTX=functions.has_ptx(x),
+        num_warps=gate_up.num_warps,
+        num_stages=gate_up.num_stages,
+    )
+    parts = torch.empty((rows, hidden), dtype=launch.parts or torch.float32, device=x.device)
+    grouped_down_kernel[(most_tiles * triton.cdiv(hidden, down.columns),)](
+        inner,
+        w_down,
+        weights,
+        order,
+        tiles,
+        num_tiles,
+        parts,
+        hidden,
+        size,
+        inner.stride(0),
+        *w_down.stride(),
+        TILE=launch.tile,
+        COLUMNS=down.columns,
+        DEPTH=down.depth,
+        EVEN_COLUMNS=hidden % down.columns == 0,
+        EVEN_DEPTH=size % down.depth == 0,
+        PRODUCTS=products,
+        num_warps=down.num_warps,
+        num_stages=down.num_stages,
+    )
+    block_t = 32 if x.device.type == "cpu" else 1
+    columns = min(512, triton.next_power_of_2(hidden))
+    add_parts_kernel[(triton.cdiv(tokens, block_t) * triton.cdiv(hidden, columns),)](
+        parts, expert_ids, y, tokens, hidden, top_k, expert_offset, experts, BLOCK_T=block_t, COLUMNS=columns
+    )
+
+
+def _sort(
+    expert_ids: Tensor, order: Tensor, tiles: Tensor, num_tiles: Tensor, expert_offset: int, experts: int, tile: int
+) -> None:
+    """Write which rows make up which tile, in one launch while every program can count all rows, else in three."""
+    rows, bins = expert_ids.numel(), triton.next_power_of_2(experts)
+    interpreted = expert_ids.device.type == "cpu"
+    if rows <= (_ROWS_COUNTED_BY_ALL_INTERPRETED if interpreted else _ROWS_COUNTED_BY_ALL):
+        block = 32 if interpreted else 128
+        # Numbers in hand at once: no more than there are, and registers enough for large bins.
+        chunk = 1024 if rows <= 1024 or experts >= 1024 else 4096
+        sort_kernel[(triton.cdiv(rows, block),)](
+            expert_ids,
+            order,
+            tiles,
+            num_tiles,
+            rows,
+            expert_offset,
+            experts,
+            TILE=tile,
+            BLOCK=block,
+            CHUNK=chunk,
+            BINS=bins,
+            num_warps=8,
+        )
+        return
+    block, at_once, columns = (32, 2, min(128, bins)) if interpreted else (128, 128, min(32, bins))
+    blocks = triton.cdiv(rows, block)
+    counts = torch.empty((blocks, bins), dtype=torch.int32, device=expert_ids.device)
+    totals = torch.empty(bins, dtype=torch.int32, device=expert_ids.device)
+    count_kernel[(blocks,)](expert_ids, counts, rows, expert_offset, experts, BLOCK=block, BINS=bins, num_warps=4)
+    add_up_kernel[(bins // columns,)](counts, totals, blocks, BLOCKS=at_once, BINS=bins, COLUMNS=columns, num_warps=4)
+    place_kernel[(blocks,)](
+        expert_ids,
+        counts,
+        totals,
+        order,
+        tiles,
+        num_tiles,
+        rows,
+        expert_offset,
+        experts,
+        TILE=tile,
+        BLOCK=block,
+        BINS=bins,
+        num_warps=8,
+    )
+
+
+def _check(x: Tensor, w_gate_up: Tensor, w_down: Tensor, expert_offset: int) -> dict[str, int]:
+    """Raise a ValueError for tokens or weights that cannot be; the sizes of those that can."""
     dims: dict[str, int] = {}
     checks.check_tensor("x", x, shape=("T", "Hd"), dtypes=_FLOATS, dims=dims)
-    checks.check_tensor("router_logits", router_logits, shape=("T", "E"), dtypes=_FLOATS, device=x.device, dims=dims)
-    checks.check_tensor("w_down", w_down, shape=("E", "Hd", "I"), dtypes=(x.dtype,), device=x.device, dims=dims)
-    gate_up_shape = ("E", 2 * dims["I"], "Hd")
-    checks.check_tensor("w_gate_up", w_gate_up, shape=gate_up_shape, dtypes=(x.dtype,), device=x.device, dims=dims)
-    ids, weights = moe_routing(router_logits, top_k=top_k, method=method)
-    experts, hidden = dims["E"], dims["Hd"]
-    chosen = torch.zeros_like(router_logits, dtype=torch.bool).scatter_(1, ids.long(), True)
-    dense = torch.zeros_like(router_logits, dtype=torch.float32).scatter_(1, ids.long(), weights)
-    block = max(1, _MOST_ELEMENTS // max(1, experts * max(hidden, 2 * dims["I"])))
-    y = torch.empty_like(x)
-    for start in range(0, x.shape[0], block):
-        rows = slice(start, start + block)
-        gate, up = torch.matmul(x[rows], w_gate_up.mT).chunk(2, dim=-1)
-        out = torch.matmul(F.silu(gate) * up, w_down.mT)
-        # Masked, not multiplied by zero: an expert that was not asked may well return infinities.
-        asked = chosen[rows].T.unsqueeze(-1)
-        weighted = torch.where(asked, out.float() * dense[rows].T.unsqueeze(-1), 0.0)
-        y[rows] = weighted.sum(0).to(x.dtype)
-    return y
+    same: dict[str, Any] = {"dtypes": (x.dtype,), "device": x.device, "dims": dims}
+    checks.check_tensor("w_down", w_down, shape=("El", "Hd", "I"), **same)
+    checks.check_tensor("w_gate_up", w_gate_up, shape=("El", 2 * dims["I"], "Hd"), **same)
+    for name, view, what in (
+        ("x", x, "a token"),
+        ("w_gate_up", w_gate_up, "an expert"),
+        ("w_down", w_down, "an expert"),
+    ):
+        # Offsets inside a token or an expert are 32-bit in the kernels.
+        span = sum((n - 1) * s for n, s in zip(view.shape[1:], view.stride()[1:], strict=True))
+        checks.check_span(name, view, span, what)
+    checks.check_int("expert_offset", expert_offset, 0)
+    checks.check_runnable("x", x)
+    return dims
+
+
+# Few rows are added up in another order than many, and what many experts add to a token is rounded on its way.
+moe.sluicegate = {"batch_invariant": False, "parts_rounded": True}  # type: ignore[attr-defined]

@@ -1,0 +1,328 @@
+"""The products of the mixture of experts: grouped by expert, or row by row where there are few; `optimized.moe` launches them.
+
+Both ways leave the inner activations, silu(gate) * up, rounded once to the inputs' dtype, in a buffer; everything else
+is summed in float32.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from . import functions
+from .moe_routing_kernels import choose, expert_keys, weigh
+from .moe_sorting_kernels import LINE
+
+
+@triton.jit
+def grouped_gate_up_kernel(
+    x,
+    w_gate_up,
+    order,
+    tiles,
+    num_tiles,
+    inner,
+    hidden,
+    size,
+    top_k,
+    stride_xt,
+    stride_xd,
+    stride_we,
+    stride_wn,
+    stride_wk,
+    stride_inner,
+    TILE: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    EVEN_COLUMNS: tl.constexpr,
+    EVEN_DEPTH: tl.constexpr,
+    PRODUCTS: tl.constexpr,
+    PTX: tl.constexpr,
+):
+    """inner[position, column] of one tile's rows and COLUMNS columns. Neighbouring programs share the tile's tokens."""
+    column_blocks = tl.cdiv(size, COLUMNS)
+    tile = tl.program_id(0) // column_blocks
+    if tile >= tl.load(num_tiles):
+        return
+    expert = tl.load(tiles + tile * LINE).to(tl.int64)
+    first = tl.load(tiles + tile * LINE + 1)
+    end = tl.load(tiles + tile * LINE + 2)
+    position = first + tl.arange(0, TILE)
+    # A place without a row repeats the tile's last one; nobody reads what becomes of it.
+    token = tl.load(order + tl.minimum(position, end - 1)) // top_k
+    column = (tl.program_id(0) % column_blocks) * COLUMNS + tl.arange(0, COLUMNS)
+    weight_row = column
+    if not EVEN_COLUMNS:
+        weight_row = tl.minimum(column, size - 1)
+    k = tl.arange(0, DEPTH)
+    tokens = x + token.to(tl.int64)[:, None] * stride_xt + k[None, :] * stride_xd
+    gates = w_gate_up + expert * stride_we + weight_row[:, None] * stride_wn + k[None, :] * stride_wk
+    ups = gates + size * stride_wn
+    gate = tl.zeros((TILE, COLUMNS), tl.float32)
+    up = tl.zeros((TILE, COLUMNS), tl.float32)
+    for start in range(0, hidden, DEPTH):
+        if EVEN_DEPTH:
+            a = tl.load(tokens)
+            g = tl.load(gates)
+            u = tl.load(ups)
+        else:
+            left = k[None, :] < hidden - start
+            a = tl.load(tokens, mask=left, other=0.0)
+            g = tl.load(gates, mask=left, other=0.0)
+            u = tl.load(ups, mask=left, other=0.0)
+        gate = tl.dot(a, tl.trans(g), gate, input_precision=PRODUCTS)
+        up = tl.dot(a, tl.trans(u), up, input_precision=PRODUCTS)
+        tokens += DEPTH * stride_xd
+        gates += DEPTH * stride_wk
+        ups += DEPTH * stride_wk
+    out = functions.silu(gate, PTX) * up
+    mask = position[:, None] < end
+    if not EVEN_COLUMNS:
+        mask &= column[None, :] < size
+    pointers = inner + position.to(tl.int64)[:, None] * stride_inner + column[None, :]
+    tl.store(pointers, out.to(inner.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def grouped_down_kernel(
+    inner,
+    w_down,
+    weights,
+    order,
+    tiles,
+    num_tiles,
+    parts,
+    hidden,
+    size,
+    stride_inner,
+    stride_we,
+    stride_wn,
+    stride_wk,
+    TILE: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    EVEN_COLUMNS: tl.constexpr,
+    EVEN_DEPTH: tl.constexpr,
+    PRODUCTS: tl.constexpr,
+):
+    """parts[row, column], what a token's expert adds to it, of one tile's rows and COLUMNS columns."""
+    column_blocks = tl.cdiv(hidden, COLUMNS)
+    tile = tl.program_id(0) // column_blocks
+    if tile >= tl.load(num_tiles):
+        return
+    expert = tl.load(tiles + tile * LINE).to(tl.int64)
+    first = tl.load(tiles + tile * LINE + 1)
+    end = tl.load(tiles + tile * LINE + 2)
+    position = first + tl.arange(0, TILE)
+    filled = tl.minimum(position, end - 1)
+    column = (tl.program_id(0) % column_blocks) * COLUMNS + tl.arange(0, COLUMNS)
+    weight_row = column
+    if not EVEN_COLUMNS:
+        weight_row = tl.minimum(column, hidden - 1)
+    k = tl.arange(0, DEPTH)
+    activations = inner + filled.to(tl.int64)[:, None] * stride_inner + k[None, :]
+    downs = w_down + expert * stride_we + weight_row[:, None] * stride_wn + k[None, :] * stride_wk
+    out = tl.zeros((TILE, COLUMNS), tl.float32)
+    for start in range(0, size, DEPTH):
+        if EVEN_DEPTH:
+            a = tl.load(activations)
+            d = tl.load(downs)
+        else:
+            left = k[None, :] < size - start
+            a = tl.load(activations, mask=left, other=0.0)
+            d = tl.load(downs, mask=left, other=0.0)
+        out = tl.dot(a, tl.trans(d), out, input_precision=PRODUCTS)
+        activations += DEPTH
+        downs += DEPTH * stride_wk
+    row = tl.load(order + filled)
+    out *= tl.load(weights + row)[:, None]
+    mask = position[:, None] < end
+    if not EVEN_COLUMNS:
+        mask &= column[None, :] < hidden
+    pointers = parts + row.to(tl.int64)[:, None] * hidden + column[None, :]
+    tl.store(pointers, out.to(parts.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["tokens", "expert_offset", "experts"])
+def add_parts_kernel(
+    parts,
+    expert_ids,
+    y,
+    tokens,
+    hidden,
+    top_k: tl.constexpr,
+    expert_offset,
+    experts,
+    BLOCK_T: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """y[token] = the sum of its parts in the order of its places, without those that were not computed here.
+
+    Unrolled, so that all loads are under way together.
+    """
+    column_blocks = tl.cdiv(hidden, COLUMNS)
+    token = (tl.program_id(0) // column_blocks) * BLOCK_T + tl.arange(0, BLOCK_T)
+    column = (tl.program_id(0) % column_blocks) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = token < tokens
+    wanted = column[None, :] < hidden
+    first = token.to(tl.int64) * top_k
+    total = tl.zeros((BLOCK_T, COLUMNS), tl.float32)
+    for place in tl.static_range(top_k):
+        local = tl.load(expert_ids + first + place, mask=inside, other=-1) - expert_offset
+        here = inside & (local >= 0) & (local < experts)
+        pointers = parts + (first + place)[:, None] * hidden + column[None, :]
+        total += tl.load(pointers, mask=here[:, None] & wanted, other=0.0).to(tl.float32)
+    pointers = y + token.to(tl.int64)[:, None] * hidden + column[None, :]
+    tl.store(pointers, total.to(y.dtype.element_ty), mask=inside[:, None] & wanted)
+
+
+# The tokens are few. Not looking at their alignment keeps one order of the sums for all views of them.
+@triton.jit(
+    do_not_specialize=["rows", "expert_offset", "experts"],
+    do_not_specialize_on_alignment=["x", "logits", "bias", "stride_xt"],
+)
+def few_gate_up_kernel(
+    x,
+    w_gate_up,
+    inner,
+    expert_ids,
+    weights,
+    logits,
+    bias,
+    rows,
+    hidden,
+    size,
+    expert_offset,
+    experts,
+    group_size,
+    n_group,
+    topk_group,
+    top_k,
+    scaling,
+    stride_xt,
+    stride_xd,
+    stride_we,
+    stride_wn,
+    stride_wk,
+    stride_inner,
+    stride_lt,
+    stride_le,
+    stride_b,
+    ROUTE: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    EVEN_DEPTH: tl.constexpr,
+    PTX: tl.constexpr,
+    GROUPS: tl.constexpr,
+    SIZE: tl.constexpr,
+    PLACES: tl.constexpr,
+    SQUASH: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    GROUPED: tl.constexpr,
+    WEIGHTS: tl.constexpr,
+):
+    """inner[row, column] of one row and COLUMNS columns, products of a matrix and a vector.
+
+    Every program routes its token itself, as far as its own place; one for each token writes ids and weights. Neighbouring
+    programs have the same columns of different rows: two rows of one expert then share its weights in the cache.
+    """
+    row = tl.program_id(0) % rows
+    block = tl.program_id(0) // rows
+    place = row % top_k
+    if ROUTE:
+        token = row // top_k + tl.arange(0, 1)
+        inside = token >= 0
+        keys, wide, real = expert_keys(
+            logits, bias, token, inside, group_size, n_group, topk_group, stride_lt, stride_le, stride_b,
+            GROUPS, SIZE, SQUASH, HAS_BIAS, GROUPED,
+        )  # fmt: skip
+        writes = (block == 0) & (place == 0)
+        ids = choose(keys, tl.where(writes, top_k, place + 1), PLACES)
+        places = tl.arange(0, PLACES)[None, :]
+        if writes:
+            used = places < top_k
+            found = weigh(logits, ids, token, used, wide, real, scaling, stride_lt, stride_le, WEIGHTS)
+            tl.store(expert_ids + row + places, ids, mask=used)
+            tl.store(weights + row + places, found, mask=used)
+        local = tl.sum(tl.sum(tl.where(places == place, ids, 0), axis=1), axis=0) - expert_offset
+    else:
+        local = tl.load(expert_ids + row) - expert_offset
+    if (local < 0) | (local >= experts):
+        return
+    column = block * COLUMNS + tl.arange(0, COLUMNS)
+    weight_row = tl.minimum(column, size - 1)
+    k = tl.arange(0, DEPTH)
+    values = x + (row // top_k).to(tl.int64) * stride_xt + k * stride_xd
+    gates = w_gate_up + local.to(tl.int64) * stride_we + weight_row[:, None] * stride_wn + k[None, :] * stride_wk
+    ups = gates + size * stride_wn
+    gate = tl.zeros((COLUMNS,), tl.float32)
+    up = tl.zeros((COLUMNS,), tl.float32)
+    for start in range(0, hidden, DEPTH):
+        if EVEN_DEPTH:
+            g = tl.load(gates)
+            u = tl.load(ups)
+            a = tl.load(values)
+        else:
+            left = k < hidden - start
+            g = tl.load(gates, mask=left[None, :], other=0.0)
+            u = tl.load(ups, mask=left[None, :], other=0.0)
+            a = tl.load(values, mask=left, other=0.0)
+        a = a.to(tl.float32)[None, :]
+        gate += tl.sum(g.to(tl.float32) * a, axis=1)
+        up += tl.sum(u.to(tl.float32) * a, axis=1)
+        values += DEPTH * stride_xd
+        gates += DEPTH * stride_wk
+        ups += DEPTH * stride_wk
+    out = functions.silu(gate, PTX) * up
+    tl.store(inner + row.to(tl.int64) * stride_inner + column, out.to(inner.dtype.element_ty), mask=column < size)
+
+
+@triton.jit(do_not_specialize=["expert_offset", "experts"])
+def few_down_kernel(
+    inner,
+    w_down,
+    expert_ids,
+    weights,
+    y,
+    hidden,
+    size,
+    top_k,
+    expert_offset,
+    experts,
+    stride_inner,
+    stride_we,
+    stride_wn,
+    stride_wk,
+    PLACES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    EVEN_DEPTH: tl.constexpr,
+):
+    """y[token, column] of one token and COLUMNS columns: all its experts at once, so that all loads are under way together."""
+    column_blocks = tl.cdiv(hidden, COLUMNS)
+    token = tl.program_id(0) // column_blocks
+    column = (tl.program_id(0) % column_blocks) * COLUMNS + tl.arange(0, COLUMNS)
+    place = tl.arange(0, PLACES)
+    row = token * top_k + place
+    local = tl.load(expert_ids + row, mask=place < top_k, other=-1) - expert_offset
+    here = (place < top_k) & (local >= 0) & (local < experts)
+    weight = tl.load(weights + row, mask=here, other=0.0)
+    k = tl.arange(0, DEPTH)
+    activations = inner + row.to(tl.int64)[:, None] * stride_inner + k[None, :]
+    weight_row = tl.minimum(column, hidden - 1)
+    # Places before depth: the warps divide them, and each needs the activations of its own alone.
+    weight_rows = weight_row[:, None] * stride_wn + local.to(tl.int64)[None, :] * stride_we
+    downs = w_down + weight_rows[:, :, None] + k[None, None, :] * stride_wk
+    out = tl.zeros((COLUMNS, PLACES), tl.float32)
+    for start in range(0, size, DEPTH):
+        mask = here[:, None]
+        if not EVEN_DEPTH:
+            mask = mask & (k[None, :] < size - start)
+        d = tl.load(downs, mask=mask[None, :, :], other=0.0)
+        a = tl.load(activations, mask=mask, other=0.0)
+        out += tl.sum(d.to(tl.float32) * a.to(tl.float32)[None, :, :], axis=2)
+        activations += DEPTH
+        downs += DEPTH * stride_wk
+    # Where nothing was computed, even the weight may be NaN.
+    total = tl.sum(tl.where(here[None, :], out * weight[None, :], 0.0), axis=1)
+    tl.store(y + token.to(tl.int64) * hidden + column, total.to(y.dtype.element_ty), mask=column < hidden)
