@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 
 from . import packed
+from .flashinfer_moe import moe as moe
 
 _HEAD_DIM = 128
 

@@ -26,6 +26,7 @@ from types import ModuleType
 import torch
 
 from . import packed
+from .sglang_moe import moe as moe
 
 _ATTENTION = "sglang.srt.layers.attention."
 
