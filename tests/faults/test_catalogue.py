@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import re
 from collections import Counter
-from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -18,16 +16,8 @@ from harness.faults.judging import model as judging
 
 FAULTS = model.load()
 LEAST = 300
-#: Real faults that have no place in this repository, and those that wait for code that is not there yet.
+#: Real faults that have no place in this repository.
 NOT_HERE = model.CATALOGUE.with_name("not_here.yaml")
-NOT_YET = model.CATALOGUE.with_name("not_yet.yaml")
-#: What a fault may wait for, and whether it is there.
-AWAITED = {
-    "moe": lambda: any("moe" in name for name in operators.OPERATORS),
-    "serving": lambda: importlib.util.find_spec("serving") is not None,
-    # Its parts are there; what runs them as a gate is not.
-    "accuracy": lambda: any(entry.name == "accuracy" for entry in entry_points(group="sluicegate.commands")),
-}
 
 
 def test_the_catalogue_covers_every_operator() -> None:
@@ -49,30 +39,15 @@ def test_no_two_faults_are_the_same_change() -> None:
     assert [change for change, count in changes.items() if count > 1] == []
 
 
-def listed(path: Path, third: str) -> list[dict[str, str]]:
-    """The entries of a file of faults that are not planted: well-formed, each once, and planted nowhere."""
-    entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+def test_what_cannot_be_planted_says_why_and_is_not_planted() -> None:
+    entries = yaml.safe_load(NOT_HERE.read_text(encoding="utf-8"))
     for entry in entries:
-        assert set(entry) == {"id", "url", third}
+        assert set(entry) == {"id", "url", "reason"}
         assert entry["url"].startswith("https://")
     for name in ("id", "url"):
         assert [value for value, count in Counter(e[name] for e in entries).items() if count > 1] == []
     planted = {fault.source for fault in [*FAULTS, *judging.load()]}
     assert {e["url"] for e in entries} & planted == set()
-    return entries
-
-
-def test_what_waits_for_code_waits_for_code_that_is_not_there() -> None:
-    """Once there is a place for it, a fault is planted there or `not_here.yaml` says why not."""
-    entries = listed(NOT_YET, "waits_for")
-    assert {e["url"] for e in entries} & {e["url"] for e in listed(NOT_HERE, "reason")} == set()
-    assert {e["waits_for"] for e in entries} <= set(AWAITED)
-    overdue = [entry["id"] for entry in entries if AWAITED[entry["waits_for"]]()]
-    assert overdue == [], "plant these in the catalogue of what they waited for, and take them out of not_yet.yaml"
-
-
-def test_what_cannot_be_planted_says_why_and_is_not_planted() -> None:
-    entries = listed(NOT_HERE, "reason")
     assert all(len(entry["reason"].split()) > 5 for entry in entries)
     # Where a reason points to a fault, there is that fault.
     named = {name for entry in entries for name in re.findall(r"`([^`]+)`", entry["reason"])}

@@ -175,7 +175,7 @@ def one(module: str, text: str, changed: str) -> model.Fault:
 
 def test_the_subject_that_uses_it_most_judges_and_of_those_the_nearest() -> None:
     judges = reach.judges()
-    assert judges["optimized.checks", "check_int"].operator == "chunk_metadata"
+    assert judges["optimized.checks", "check_int"].operator == "moe"
     assert judges["optimized.chunk_metadata", "chunk_metadata_kernel"].on_cpu
     kernel = "optimized.chunk_metadata:chunk_metadata_kernel"
     assert judges["optimized.chunk_metadata", "_chunk_kernel"].subject == kernel

@@ -127,6 +127,8 @@ def _token_parts(operator: TokenOperator, batch: Batch) -> list[Part]:
             noise=None if noise is None else torch.cat(noise.outputs),
         )
     ]
+    if operator.chooses:
+        parts.append(Part("choice", torch.cat([ids for ids in oracle.states if ids is not None])))
     if not (isinstance(operator, SequenceOperator) and batch.active):
         return parts
 
@@ -170,7 +172,7 @@ def call(function: Callable[..., Any], kind: Kind, case: AnyCase) -> Got:
     packed = operator.pack(batch, Arena(CPU) if kind == "ours" else PlainArena())
     with inflight.watched(), torch.no_grad(), _memory(kind):
         out = function(*packed.arguments, **packed.keywords)
-    got: Got = [out.clone()]
+    got: Got = [part.clone() for part in operator.parts(out)]
     if isinstance(operator, SequenceOperator) and batch.active:
         pool = packed.keywords[operator.state_name]
         slots = torch.tensor([batch.segments[i].slot for i in batch.active])

@@ -35,6 +35,9 @@ RAGGED = ((17, 64, 40, 3), (100, 28), (5, 1, 63, 21, 30))
 SLOTS = (7, 2, 10, 0, 5, 3)
 POOL = 12
 ROWS = 4
+#: Tokens of a mixture of experts: under the interpreter each costs as much as a hundred of others.
+MIXED = ((8, 8), (16, 16), (12, 12))
+MIXED_RAGGED = ((17, 3), (1, 9, 5), (2, 21))
 #: Of the calls that other operators get. Under the interpreter a call takes a third of a second, and a tenth.
 SHARES = {"gdn_prefill": 0.5, "gdn_decode": 0.4}
 
@@ -152,6 +155,46 @@ def _norm(n: int, dtype: str, ragged: bool) -> AnyCase:
     )
 
 
+def _routing(n: int, dtype: str, ragged: bool) -> AnyCase:
+    """As Qwen3-Next routes, and once as DeepSeek-V3; sizes of FlashInfer's and vLLM's tests, made smaller."""
+    options = {"method": ("renormalize", "default", "deepseek_v3")[n], "bias": ("small" if n == 2 else None)}
+    groups = (
+        {"n_group": 4, "topk_group": 2, "scaling": 2.5} if n == 2 else {"n_group": 1, "topk_group": 1, "scaling": 1.0}
+    )
+    return Case(
+        "moe_routing",
+        tuple(Segment(length) for length in (RAGGED if ragged else LENGTHS)[n]),
+        {"E": (64, 128, 32)[n], "k": (4, 8, 6)[n]},
+        dtype,
+        dtype,
+        {"logits": "random", "load": "random"},
+        {**options, **groups},
+        seed=n,
+    )
+
+
+def _mixture(n: int, dtype: str, ragged: bool) -> AnyCase:
+    """https://github.com/vllm-project/vllm/blob/main/tests/kernels/moe/test_moe.py: eight experts, standard normal values."""
+    return Case(
+        "moe",
+        tuple(Segment(length) for length in (MIXED_RAGGED if ragged else MIXED)[n]),
+        {"E": 8, "El": 8, "k": (2, 2, 4)[n], "I": 32, "Hd": 64},
+        dtype,
+        dtype,
+        {"amplitude": "unit", "contents": "random", "logits": "random", "load": "random"},
+        {
+            "method": ("renormalize", "default", "renormalize")[n],
+            "bias": None,
+            "n_group": 1,
+            "topk_group": 1,
+            "scaling": 1.0,
+            "first": 0,
+            "logits_dtype": dtype,
+        },
+        seed=n,
+    )
+
+
 def _chunks(n: int, dtype: str, ragged: bool) -> AnyCase:
     sequences = tuple(Segment(length) for length in (RAGGED if ragged else LENGTHS)[n])
     return Case("chunk_metadata", sequences, {"C": (64, 64, 8)[n]}, dtype, options={"hints": n == 1})
@@ -176,4 +219,6 @@ _USUAL: dict[str, Callable[[int, str, bool], Any]] = {
     "gdn_decode": _decode,
     "gdn_prefill": _prefill,
     "gated_rmsnorm": _norm,
+    "moe_routing": _routing,
+    "moe": _mixture,
 }
