@@ -12,7 +12,7 @@ shift || true
 
 subjects=()
 add() { subjects+=(--subject "$1=$2"); }
-for operator in ${OPERATORS:-chunk_metadata step_metadata conv_prefill conv_update gdn_decode gdn_prefill gated_rmsnorm}; do
+for operator in ${OPERATORS:-chunk_metadata step_metadata conv_prefill conv_update gdn_decode gdn_prefill gated_rmsnorm moe_routing moe}; do
     case $operator in
         conv_*) add $operator "optimized.causal_conv:$operator" ;;
         gated_rmsnorm) add $operator "optimized.gated_norm:$operator" ;;
@@ -20,7 +20,11 @@ for operator in ${OPERATORS:-chunk_metadata step_metadata conv_prefill conv_upda
     esac
     case $operator in chunk_metadata) add $operator "optimized.$operator:chunk_metadata_kernel" ;; esac
     # The metadata of before comes in new buffers every step, which is wrong under CUDA graphs.
-    case $operator in step_metadata) ;; *) add $operator "optimized.baselines:$operator" ;; esac
+    case $operator in
+        step_metadata) ;;
+        moe*) add $operator "optimized.moe_baseline:$operator" ;;
+        *) add $operator "optimized.baselines:$operator" ;;
+    esac
     # The reference of the metadata walks every token; some cases have 2^31 of them.
     case $operator in *_metadata) ;; *) add $operator "tests/harness/subjects/unpromised.py:$operator" ;; esac
     case $operator in gdn_*) add $operator "tests/harness/subjects/published.py:$operator" ;; esac

@@ -31,6 +31,8 @@ POSITIONAL = {
     "gdn_decode": ("q", "k", "v"),
     "gdn_prefill": ("q", "k", "v"),
     "gated_rmsnorm": ("x", "z", "weight"),
+    "moe_routing": ("logits",),
+    "moe": ("x", "router_logits", "w_gate_up", "w_down"),
 }
 
 
@@ -54,7 +56,8 @@ def shape_and_type_breakages(call: dict[str, Any]) -> Iterator[Breakage]:
     tensors = {name: value for name, value in call.items() if isinstance(value, Tensor)}
     for name, value in tensors.items():
         yield Breakage(f"{name} with one dimension more", name, lambda t: t.unsqueeze(0))
-        if value.dim() > 1:
+        # Logits of one expert more are as good, where no bias says how many there are: the others may be somewhere else.
+        if value.dim() > 1 and (name not in ("logits", "router_logits") or "bias" in tensors):
             yield Breakage(f"{name} one element too wide", name, _widened, exact=False)
         wrong = torch.int32 if value.is_floating_point() else torch.float32
         yield Breakage(f"{name} of dtype {wrong}", name, partial(_zeros_like, dtype=wrong))
@@ -117,6 +120,8 @@ def value_breakages(operator: str, call: dict[str, Any]) -> Iterator[Breakage]:
             yield Breakage("starts that end beyond the last token", "cu_seqlens", _end_moved, strict=True)
     if "max_seqlen" in call:
         yield Breakage("max_seqlen one too low", "max_seqlen", lambda longest: longest - 1, strict=True)
+    if "method" in call:
+        yield from routing_breakages(call)
     if operator == "chunk_metadata":
         for size in (0, -1):
             yield Breakage(f"chunk_size {size}", "chunk_size", partial(_instead, size))
@@ -124,6 +129,35 @@ def value_breakages(operator: str, call: dict[str, Any]) -> Iterator[Breakage]:
         for name in ("total_seqlens", "extra_chunks"):
             for delta in (1, -1):
                 yield Breakage(f"{name} off by {delta:+d}", name, partial(operator_module.add, delta), strict=True)
+
+
+def routing_breakages(call: dict[str, Any]) -> Iterator[Breakage]:
+    """What a mixture of experts cannot be asked for: numbers of experts and groups, a method, a part of the experts."""
+    logits = call["logits"] if "logits" in call else call["router_logits"]
+    experts, grouped = logits.shape[1], call["method"] == "deepseek_v3"
+    for value in (0, -1, experts + 1, 1.0):
+        yield Breakage(f"top_k {value!r} of {experts}", "top_k", partial(_instead, value))
+    for value in ("softmax", 1, None):
+        yield Breakage(f"method {value!r}", "method", partial(_instead, value))
+    if call["method"] == "llama4":
+        yield Breakage("llama4 with two experts", "top_k", partial(_instead, 2))
+    for name in ("n_group", "topk_group"):
+        for value in (0, experts + 1) if grouped else (2,):
+            yield Breakage(f"{name} {value} for {call['method']}", name, partial(_instead, value), exact=not grouped)
+    if call["method"] not in ("deepseek_v3", "minimax2"):
+        yield Breakage(f"a scaling for {call['method']}", "scaling", partial(_instead, 2.5))
+    else:
+        yield Breakage("a scaling that is no number", "scaling", partial(_instead, "2"))
+    if isinstance(call.get("bias"), Tensor):
+        yield Breakage("a bias of an expert too few", "bias", lambda bias: bias[:-1], exact=False)
+    if "w_down" in call:
+        yield Breakage(
+            "w_gate_up of a row too many", "w_gate_up", lambda w: torch.cat([w, w[:, :1]], dim=1), exact=False
+        )
+        yield Breakage("w_down of an expert too few", "w_down", lambda w: w[1:], exact=False)
+        yield Breakage("x of a token too many", "x", lambda x: x.new_zeros(x.shape[0] + 1, x.shape[1]), exact=False)
+        for offset in (-1, experts - call["w_down"].shape[0] + 1, 0.0):
+            yield Breakage(f"expert_offset {offset!r}", "expert_offset", partial(_instead, offset))
 
 
 @contextmanager
@@ -145,7 +179,7 @@ def arguments_body(context: Context, case: Case) -> None:
         call = _packed(context, case)
         named = _hinted(context, named_arguments(context, call))
         changed = (breakage.argument, *breakage.also)
-        broken = named | {name: breakage.value(named[name]) for name in changed}
+        broken = named | {name: breakage.value(named.get(name)) for name in changed}
         broken |= dict.fromkeys(breakage.without)
         _require_rejected(context, breakage, call, broken)
         context.cases += 1

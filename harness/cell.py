@@ -88,7 +88,20 @@ def adapted(case: AnyCase, capabilities: Capabilities) -> AnyCase:
         case = case.with_(layout=replace(case.layout, slot_pad=0))
     if case.state_dtype not in capabilities.state_dtypes:
         case = case.with_(state_dtype=capabilities.state_dtypes[0])
+    if "method" in case.options:
+        case = _routed(case, capabilities)
     return case
+
+
+def _routed(case: Case, capabilities: Capabilities) -> Case:
+    """A case of a mixture of experts, routed as the subject can, and marked with what it rounds."""
+    options, methods = dict(case.options), capabilities.routing_methods
+    if methods and options["method"] not in methods:
+        plain = {"method": methods[case.choice % len(methods)], "n_group": 1, "topk_group": 1, "scaling": 1.0}
+        options |= plain
+    options |= capabilities.roundings
+    chosen = 1 if options["method"] == "llama4" else case.dims["k"]
+    return case.with_(options=options, dims={**case.dims, "k": chosen})
 
 
 def claimed(case: AnyCase, capabilities: Capabilities) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from harness import budget
 from harness.batch import Batch, Result
 from harness.distribution import Tally
-from harness.failure import Failure
+from harness.failure import Failure, Row, fail
 from harness.memory import same_bits
 from harness.operators.base import Operator, SequenceOperator, TokenOperator
 from harness.subjects import Capabilities, baseline
@@ -46,6 +46,11 @@ class Property:
     def __post_init__(self) -> None:
         if self.group not in GROUPS:
             raise ValueError(f"property {self.name}: got group {self.group!r}, expected one of {GROUPS}")
+
+
+def in_one_dtype(dtype: str, *properties: Property) -> tuple[Property, ...]:
+    """The properties, each in this dtype alone: for an operator that is slow, of whose relations few look at dtypes."""
+    return tuple(replace(prop, dtypes=(dtype,)) for prop in properties)
 
 
 @dataclass
@@ -120,6 +125,8 @@ class Context:
         def state(index: list[int]) -> str:
             return f"sequence {active[index[0]]}, head {index[1]}"
 
+        if operator.chooses:
+            self._require_same_choices(got, oracle, active)
         judged: list[tuple[str, str, budget.Locate]] = [("outputs", "output", token)]
         if not states:
             pass
@@ -143,14 +150,33 @@ class Context:
         if failures:
             raise failures[0]
 
+    @staticmethod
+    def _require_same_choices(got: Result, oracle: Result, active: list[int]) -> None:
+        """What was chosen for each token is what the oracle chooses, in its order."""
+        have, want = (torch.cat([part for i in active if (part := r.states[i]) is not None]) for r in (got, oracle))
+        wrong = torch.nonzero((have != want).any(1)).flatten()
+        if wrong.numel():
+            first = int(wrong[0])
+            row = Row(f"choice of token {first}", want[first, :8].tolist(), have[first, :8].tolist())
+            text = f"{wrong.numel()} of {have.shape[0]} tokens are sent to other experts, or in another order, than the oracle says"
+            fail("wrong experts", f"expert_ids: {text}; the first one is token {first}", [row], mark="choice")
+
     def require_same(
-        self, got: Result, expected: Result, why: str, *, batch: Batch, only: list[int] | None = None
+        self,
+        got: Result,
+        expected: Result,
+        why: str,
+        *,
+        batch: Batch,
+        only: list[int] | None = None,
+        promised: bool | None = None,
     ) -> None:
         """Bitwise equality of outputs and states, sequence by sequence; by the budget for a subject that promises less.
 
         ``only``: these sequences; of ``batch``, what the others hold need not be what ``got`` was computed from.
+        ``promised``: whether the subject promises these bits, if that is not what its ``bitwise`` says.
         """
-        if not self.capabilities.bitwise:
+        if not (self.capabilities.bitwise if promised is None else promised):
             if only is not None:
                 got, batch = got.select(only), batch.select(only)
             self.require_within_budget(got, batch)
@@ -159,6 +185,13 @@ class Context:
         with_state = [i for i in chosen if expected.states[i] is not None]
         self._require_same_bits(got, expected, with_state, "states", why)
         self._require_same_bits(got, expected, chosen, "outputs", why)
+
+    def require_invariant(self, got: Result, expected: Result, why: str, *, batch: Batch) -> None:
+        """As `require_same`, of calls with different numbers of rows: bits only of a subject that promises them there, too."""
+        if self.capabilities.batch_invariant:
+            self.require_same(got, expected, why, batch=batch)
+        else:
+            self.require_within_budget(got, batch)
 
     @staticmethod
     def _require_same_bits(got: Result, expected: Result, chosen: list[int], name: str, why: str) -> None:

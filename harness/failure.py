@@ -25,6 +25,7 @@ SYMPTOMS = (
     "untouched slot changed",
     "inactive row not zero",
     "not bitwise equal",
+    "wrong experts",
     "over budget",
     "host sync",
     "recompiles",

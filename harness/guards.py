@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -311,6 +312,8 @@ def graph_body(context: Context, case: Case) -> None:
     operator = context.tokens
     mirrored = case.with_(sequences=tuple(reversed(case.sequences)), seed=case.seed ^ 1)
     first, second = context.batch(case).with_layout(Layout()), context.batch(mirrored).with_layout(Layout())
+    if context.capabilities.keeps_weights:
+        second = replace(second, shared=first.shared)
     static = operator.pack(first, Arena(context.device))
     other = operator.pack(second, Arena(context.device))
     graph = torch.cuda.CUDAGraph()

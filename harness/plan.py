@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import interpreter, operators, tiers
+from harness import interpreter, libraries, operators, tiers
 from harness.cell import CellSpec
 from harness.context import GROUPS, Property
 from harness.subjects import Capabilities, Subject, registered
@@ -110,6 +110,10 @@ def _obstacle(plan: Plan, capabilities: Capabilities, dtype: str) -> tuple[str, 
             return "no CUDA device", True
         if torch.cuda.get_device_capability() < capabilities.min_capability:
             return f"the subject needs compute capability {capabilities.min_capability}", False
+        if torch.cuda.get_device_capability() > capabilities.max_capability:
+            return f"the subject needs compute capability up to {capabilities.max_capability}", False
+    if capabilities.library and (reason := libraries.missing(capabilities.library)):
+        return reason, False
     untrusted = interpreter.probe().get(dtype)
     if untrusted:
         return untrusted, True

@@ -14,9 +14,13 @@ from dataclasses import replace
 from harness import operators
 from harness.case import AnyCase, Case, Layout, Segment, StepCase
 from harness.failure import Failure
+from references.moe import METHODS
 
 PLAIN = {"amplitude": "unit", "decay": "none", "keys": "random", "gate": "random", "rows": "random"}
+PLAIN |= {"logits": "random", "load": "random", "contents": "random"}
 SMALL_DIMS = {"D": (1, 2, 3), "W": (2, 3, 4), "K": (4, 8, 16), "V": (4, 8, 16), "C": (1, 2, 4, 8)}
+#: Of a mixture of experts; all of them are here as long as E and El change together.
+SMALL_DIMS |= {"k": (1, 2), "E": (1, 2, 3, 4), "El": (1, 2), "I": (1, 8, 16), "Hd": (1, 8, 16)}
 
 
 def polish(
@@ -103,8 +107,35 @@ def _smaller_dims(case: Case) -> Iterator[Case]:
                 yield case.with_(dims={**dims, "HV": heads})
     for name, sizes in SMALL_DIMS.items():
         for size in sizes:
-            if name in dims and size < dims[name]:
-                yield case.with_(dims={**dims, name: size})
+            if name in dims and size < dims[name] and _fits(case, name, size):
+                whole = {"El": size} if name == "E" and dims.get("El") == dims["E"] else {}
+                yield case.with_(dims={**dims, name: size, **whole})
+    if "method" in case.options:
+        yield from _plainer_routing(case)
+
+
+def _fits(case: Case, name: str, size: int) -> bool:
+    """Whether a mixture of experts is still one that can be drawn; all experts stay all of them."""
+    if name == "E":
+        return size >= max(case.dims["k"], case.options["n_group"])
+    return name != "El" or case.dims["El"] < case.dims["E"]
+
+
+def _plainer_routing(case: Case) -> Iterator[Case]:
+    """Without groups, scaling, bias; by the first of the methods."""
+    if case.dims.get("El", case.dims["E"]) < case.dims["E"]:
+        yield case.with_(dims={**case.dims, "El": case.dims["E"]}, options={**case.options, "first": 0})
+    plain = {"method": METHODS[0], "n_group": 1, "topk_group": 1, "scaling": 1.0, "bias": None, "first": 0}
+    for names in (
+        ("method", "n_group", "topk_group", "scaling"),
+        ("n_group", "topk_group"),
+        ("scaling",),
+        ("bias",),
+        ("first",),
+    ):
+        options = {**case.options, **{name: plain[name] for name in names if name in case.options}}
+        if options != dict(case.options):
+            yield case.with_(options=options)
 
 
 def _shorter(case: Case) -> Iterator[Case]:

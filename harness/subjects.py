@@ -27,9 +27,17 @@ class Capabilities:
 
     devices, dtypes, state_dtypes: names. max_head_dim: largest K or V. equal_head_dims: only K == V. strided: accepts
     views that are not dense. padded_pool: accepts a slot stride larger than a slot. bitwise: keeps the bitwise promises
-    of the relations (otherwise they are judged by the budget). min_capability: CUDA compute capability, as (9, 0).
+    of the relations (otherwise they are judged by the budget). min_capability, max_capability: CUDA compute capability, as
+    (9, 0). library: what it is imported from and how new that must be, as "flashinfer>=0.7". repeatable: the same call gives the
+    same bits, whatever `bitwise` says (sums by atomics do not). keeps_weights: what it makes of weights it keeps as long as
+    they do not change, so that a captured graph goes on with those of its capture.
     case_share: the part of the usual number of cases it gets where it is slow (a kernel under the interpreter).
     chunk_size: tokens at whose multiples a sequence may be cut and resumed without changing a bit; 0: no such promise.
+    batch_invariant: whether a row's bits do not depend on how many rows there are beside it; else such comparisons are judged
+    by the budget. routing_methods: of a mixture of experts; empty: all. weights_rounded: the dtype to which it rounds
+    routing weights, empty for none. products_rounded: whether every result on the way is rounded to the dtype of the inputs,
+    as separate calls of a library do, and not only what goes into the second product. parts_rounded: what each expert
+    adds to a token is. Budgets of such subjects allow for what they declare.
     """
 
     devices: tuple[str, ...] = ("cpu", "cuda")
@@ -41,8 +49,23 @@ class Capabilities:
     padded_pool: bool = True
     bitwise: bool = True
     min_capability: tuple[int, int] = (0, 0)
+    max_capability: tuple[int, int] = (99, 9)
+    library: str = ""
+    repeatable: bool = True
+    keeps_weights: bool = False
     case_share: float = 1.0
     chunk_size: int = 0
+    batch_invariant: bool = True
+    routing_methods: tuple[str, ...] = ()
+    weights_rounded: str = ""
+    products_rounded: bool = False
+    parts_rounded: bool = False
+
+    @property
+    def roundings(self) -> dict[str, Any]:
+        """Options of a case that is judged with what the subject declares to round."""
+        names = ("weights_rounded", "products_rounded", "parts_rounded")
+        return {name: value for name in names if (value := getattr(self, name))}
 
     @classmethod
     def of(cls, function: Callable[..., Any]) -> Capabilities:

@@ -79,6 +79,8 @@ class TokenOperator(Operator):
     case_type = Case
     dtypes = ("float32", "float16", "bfloat16")
     token_inputs: ClassVar[tuple[str, ...]]
+    #: Results hold integers where others have states: what was chosen for each token. They must equal the reference's.
+    chooses: ClassVar[bool] = False
     #: For `run_far_apart`: how many of the first arguments are placed so, the elements from one row to the next, and the
     #: tokens that it takes until an offset needs more than 31 bits.
     far_arguments: ClassVar[int] = 0
@@ -173,6 +175,10 @@ class TokenOperator(Operator):
         if out.dtype != dtype:
             fail("wrong dtype", f"{self.name} returned {out.dtype}, expected {dtype}, the dtype of its inputs")
         return Result(tuple(out.clone().split(batch.lengths)), (None,) * batch.size)
+
+    def parts(self, out: Any) -> tuple[Tensor, ...]:
+        """The tensors that a call returned, rows of floats first."""
+        return (out,)
 
     # -- packing helpers --------------------------------------------------------------------------------------------
 

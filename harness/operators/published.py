@@ -6,8 +6,8 @@ compiled for depends on heads, dims, dtypes and strides, hardly on the numbers o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hypothesis import strategies as st
@@ -24,6 +24,29 @@ HEADS = ((16, 16), (16, 32), (16, 48), (16, 64))
 COMMON = HEADS[1]
 #: Nothing here is a power of two or a multiple of 16.
 ODD = {"H": 2, "HV": 6, "K": 20, "V": 36}
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A mixture of experts: experts, k, the intermediate and the hidden size; which of the experts one GPU holds."""
+
+    experts: int
+    top_k: int
+    size: int
+    hidden: int
+    first: int
+    local: int
+
+    def shard(self, *, experts: int = 1, columns: int = 1, number: int = 0) -> Mixture:
+        """What GPU ``number`` of so many holds, split by experts or by columns of the intermediate."""
+        local = self.local // experts
+        return replace(self, size=self.size // columns, first=local * (number % experts), local=local)
+
+
+#: Qwen3.5-35B-A3B and 122B-A10B's experts, and Qwen3-Next-80B-A3B's.
+MIXTURES = (Mixture(256, 8, 512, 2048, 0, 256), Mixture(512, 10, 512, 2048, 0, 512))
+#: Tokens of a call: one, a few, and so many that most experts have a tile or several.
+MIXTURE_TOKENS = (1, 16, 256, 4096)
 
 _PROMPTS = (Segment(65, "fresh", 2), Segment(1, "resumed", 0), Segment(7, "resumed", 1))
 _DECODES = (Segment(1, "resumed", 2), Segment(1, "resumed", 0), Segment(1, "resumed", 1))
@@ -116,3 +139,74 @@ def norm(operator: str, dtype: str, *, regime: Mapping[str, str], options: Mappi
     common = Case(operator, tokens, {"HV": COMMON[1], "V": HEAD_DIM}, dtype, dtype, regime, options, Layout(fused=True))
     yield common.with_(options={**options, "float32_weight": True})
     yield common.with_(dims={"HV": ODD["HV"], "V": ODD["V"]}, layout=Layout())
+
+
+def mixtures(
+    groups: SearchStrategy[tuple[Segment, ...]], dtype: str, make: Callable[..., Case]
+) -> SearchStrategy[Case]:
+    """Of ``make`` (`Moe.published_case`): split over 8, 16 or 32 GPUs by experts, over 4 or 8 by columns; the smaller one whole.
+
+    All of the larger one's weights, and their copies in float64, would fill a GPU.
+    """
+    splits = st.sampled_from([{"experts": 32}, {"experts": 16}, {"experts": 8}, {"columns": 8}, {"columns": 4}])
+    shards = st.builds(
+        lambda whole, split, number: whole.shard(**split, number=number),
+        st.sampled_from(MIXTURES),
+        splits,
+        st.integers(0, 31),
+    )
+    return st.builds(
+        make,
+        st.one_of(shards, shards, shards, st.just(MIXTURES[0])),
+        groups,
+        st.just(dtype),
+        choice=st.integers(0, 2**16 - 1),
+        seed=st.integers(0, 2**31 - 1),
+    )
+
+
+def compiled_mixtures() -> Iterator[tuple[Mixture, int]]:
+    """Shapes and numbers of tokens. Of the experts a few, as what is compiled does not depend on how many there are weights of."""
+    for whole in MIXTURES:
+        few = replace(whole, local=8)
+        for tokens in MIXTURE_TOKENS:
+            yield few, tokens
+    yield replace(MIXTURES[0].shard(columns=4), local=8), 64
+    yield Mixture(12, 3, 36, 40, 0, 12), 7
+
+
+def routings() -> SearchStrategy[tuple[dict[str, int], dict[str, Any]]]:
+    """Experts and k of the published models; their way to route first, and DeepSeek-V3's of 256 experts in 8 groups."""
+    ways = [
+        (m.experts, m.top_k, method, 1, 1)
+        for m in MIXTURES
+        for method in ("renormalize", "default", "renormalize_naive")
+    ]
+    ways.append((256, 8, "deepseek_v3", 8, 4))
+    return st.sampled_from(ways).map(_way)
+
+
+def _way(way: tuple[int, int, str, int, int]) -> tuple[dict[str, int], dict[str, Any]]:
+    experts, top_k, method, groups, kept = way
+    grouped = method == "deepseek_v3"
+    options = {
+        "method": method,
+        "bias": "small" if grouped else None,
+        "n_group": groups,
+        "topk_group": kept,
+        "scaling": 2.5 if grouped else 1.0,
+    }
+    return {"E": experts, "k": top_k}, options
+
+
+def routers(operator: str, dtype: str) -> Iterator[Case]:
+    """Every way of `routings` once, few and many tokens; an odd number of experts, all of them chosen."""
+    regime = {"logits": "random", "load": "random"}
+    for mixture in MIXTURES:
+        dims, options = _way((mixture.experts, mixture.top_k, "renormalize", 1, 1))
+        for tokens in (1, 4096):
+            yield Case(operator, (Segment(tokens),), dims, dtype, dtype, regime, options)
+    dims, options = _way((256, 8, "deepseek_v3", 8, 4))
+    yield Case(operator, (Segment(16),), dims, dtype, dtype, regime, options)
+    dims, options = _way((7, 7, "default", 1, 1))
+    yield Case(operator, (Segment(16),), dims, dtype, dtype, regime, options)

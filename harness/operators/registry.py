@@ -17,6 +17,8 @@ from harness.operators.conv_update import ConvUpdate
 from harness.operators.gated_rmsnorm import GatedRmsNorm
 from harness.operators.gdn_decode import GdnDecode
 from harness.operators.gdn_prefill import GdnPrefill
+from harness.operators.moe import Moe
+from harness.operators.moe_routing import MoeRouting
 from harness.operators.step_metadata import StepMetadataOperator
 
 GROUP = "sluicegate.operators"
@@ -31,6 +33,8 @@ BUILT_IN: dict[str, Operator] = {
         GdnDecode(),
         GdnPrefill(),
         GatedRmsNorm(),
+        MoeRouting(),
+        Moe(),
     )
 }
 

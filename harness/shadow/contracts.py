@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from harness.case import Case
+from harness.operators import expert_choice
 from harness.shadow.observation import Observation
-from harness.shadow.seen import Seen
+from harness.shadow.seen import NotJudged, Seen
 
 
 def chunks(*, contract: bool) -> Callable[[Seen], Observation]:
@@ -63,6 +65,34 @@ def delta(operator: str, *tokens: str) -> Callable[[Seen], Observation]:
         )
 
     return translate
+
+
+def experts(seen: Seen) -> Observation:
+    """``moe``. Tokens that the rounding of a score could send elsewhere are left out: they have no one right result."""
+    arguments = seen.arguments
+    x, logits, bias = arguments["x"], arguments["router_logits"], arguments.get("bias")
+    options = {
+        "method": arguments["method"],
+        "bias": None if bias is None else "given",
+        "n_group": arguments.get("n_group", 1),
+        "topk_group": arguments.get("topk_group", 1),
+        "scaling": arguments.get("scaling", 1.0),
+        "first": arguments.get("expert_offset", 0),
+        "logits_dtype": str(logits.dtype).removeprefix("torch."),
+    }
+    dims = {"E": logits.shape[1], "k": int(arguments["top_k"])}
+    sure = ~expert_choice.ambiguous(logits, bias, Case("moe", (), dims, options=options))
+    if logits.shape[0] and not bool(sure.any()):
+        raise NotJudged("no token whose choice the rounding of its scores could not change")
+    shared = {name: arguments[name] for name in ("w_gate_up", "w_down")} | ({} if bias is None else {"bias": bias})
+    return Observation(
+        "moe",
+        seen.result[sure],
+        tokens={"x": x[sure], "router_logits": logits[sure]},
+        shared=shared,
+        options=options | {"top_k": dims["k"]},
+        contract=True,
+    )
 
 
 def norm(seen: Seen) -> Observation:

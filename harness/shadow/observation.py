@@ -145,7 +145,7 @@ def _batch(operator: TokenOperator, seen: Observation) -> tuple[Batch, Result]:
     case = Case(
         operator=operator.name,
         sequences=segments,
-        dims=_dims(packed, seen.shared),
+        dims=_dims(packed, seen.shared, seen.options),
         dtype=_name(first.dtype),
         state_dtype=_name(state_dtype),
         options={"scale": None, "activation": None, "eps": None, **seen.options},
@@ -198,7 +198,10 @@ def _require_contract(operator: TokenOperator, seen: Observation, batch: Batch, 
             )
 
 
-def _dims(packed: Mapping[str, Tensor], shared: Mapping[str, Tensor]) -> dict[str, int]:
+def _dims(packed: Mapping[str, Tensor], shared: Mapping[str, Tensor], options: Mapping[str, Any]) -> dict[str, int]:
+    if "router_logits" in packed:
+        here, hidden, size = shared["w_down"].shape
+        return {"E": packed["router_logits"].shape[1], "El": here, "k": options["top_k"], "Hd": hidden, "I": size}
     if "q" in packed:
         (_, heads, key_dim), (_, value_heads, value_dim) = packed["q"].shape, packed["v"].shape
         return {"H": heads, "HV": value_heads, "K": key_dim, "V": value_dim}

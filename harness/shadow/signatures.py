@@ -80,6 +80,7 @@ SIGNATURES: tuple[Signature, ...] = (
         updated=("state",),
     ),
     _contract("gated_rmsnorm", contracts.norm, "x z weight eps"),
+    _contract("moe", contracts.experts, "x router_logits w_gate_up w_down top_k method"),
     Signature(
         "tensorrt_llm.chunk_indices",
         ("chunk_metadata",),

@@ -18,6 +18,7 @@ from harness.operators.base import SequenceOperator, TokenOperator
 CPU = torch.device("cpu")
 SEQUENCES = (Segment(40, "resumed", 3), Segment(0, "resumed", 0), Segment(24, "fresh", 5), Segment(2, "inactive", -1))
 DELTA = {"amplitude": "unit", "decay": "mixed", "keys": "random"}
+PLAIN_ROUTING = {"n_group": 1, "topk_group": 1, "scaling": 1.0}
 CASES = {
     "conv_prefill": Case(
         operator="conv_prefill",
@@ -57,6 +58,13 @@ CASES = {
         dims={"HV": 2, "V": 8},
         regime={"amplitude": "unit", "gate": "random", "rows": "random"},
         options={"eps": None, "float32_weight": False},
+    ),
+    "moe": Case(
+        operator="moe",
+        sequences=(Segment(9), Segment(3)),
+        dims={"E": 6, "El": 6, "k": 2, "I": 8, "Hd": 16},
+        regime={"amplitude": "unit", "contents": "random", "logits": "random", "load": "random"},
+        options={**PLAIN_ROUTING, "method": "renormalize", "bias": "small", "first": 0, "logits_dtype": "float32"},
     ),
 }
 STATEFUL = [name for name in CASES if isinstance(operators.get(name), SequenceOperator)]
@@ -183,3 +191,50 @@ def test_beta_of_a_regime(beta: str, least: float, most: float) -> None:
 def test_no_two_taps_of_a_channel_are_alike() -> None:
     weight = batch("conv_prefill").shared["weight"]
     assert all(len(set(taps)) == len(taps) for taps in weight.tolist())
+
+
+def mixture(**changes: Any) -> Batch:
+    """A batch of `moe` with these words for its regime or options."""
+    case, operator = CASES["moe"], operators.get("moe")
+    assert isinstance(operator, TokenOperator)
+    words = {name: {**getattr(case, name), **changes.get(name, {})} for name in ("regime", "options", "dims")}
+    return operator.batch(case.with_(**words), CPU)
+
+
+def test_exact_contents_are_small_whole_numbers() -> None:
+    """x is 0 or 1, gates multiples of 64, all else 0 or 1 or -1: no product or sum of few of them is rounded."""
+    batch = mixture(regime={"contents": "exact"})
+    gate, up = batch.shared["w_gate_up"].chunk(2, dim=1)
+    values = [batch.packed("x"), gate, up, batch.shared["w_down"]]
+    assert [sorted(set(t.flatten().tolist())) for t in values] == [[0, 1], [0, 64], [-1, 0, 1], [-1, 0, 1]]
+
+
+def test_loads_of_a_regime() -> None:
+    def chosen(**changes: Any) -> set[tuple[int, ...]]:
+        return {
+            tuple(row) for row in mixture(**changes).packed("router_logits").topk(2).indices.sort(1).values.tolist()
+        }
+
+    plain = {"options": {"bias": None}}
+    assert len(chosen(**plain)) > 3
+    assert len(chosen(**plain, regime={"load": "one expert"})) == 1
+    assert len({expert for pair in chosen(**plain, regime={"load": "idle"}) for expert in pair}) == 3
+
+
+def test_logits_of_a_regime() -> None:
+    spread = {}
+    for word in ("equal", "near ties", "ties", "random", "wide"):
+        logits = mixture(regime={"logits": word}, options={"bias": None}).packed("router_logits")
+        spread[word] = float((logits.amax(1) - logits.amin(1)).amax())
+    assert spread["equal"] == 0
+    assert 0 < spread["near ties"] < 1e-6
+    assert spread["ties"] == int(spread["ties"]) > 0
+    assert spread["ties"] < spread["random"] < 20 < 100 < spread["wide"]
+
+
+def test_biases_are_exact_in_every_dtype() -> None:
+    for word, unit in (("small", 64), ("large", 4)):
+        bias = mixture(options={"bias": word}).shared["bias"].float()
+        assert torch.equal((bias * unit).round(), bias * unit)
+        assert torch.equal(bias.to(torch.bfloat16).float(), bias)
+        assert float(bias.abs().amax()) > 0

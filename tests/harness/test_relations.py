@@ -286,3 +286,13 @@ def test_wrong_without_a_promise_about_bits(prop: str) -> None:
     failing_case(
         run_cell("conv_prefill", prop, target("first_row_reaches_the_last", "unpromised")), "not bitwise equal"
     )
+
+
+@pytest.mark.parametrize("prop", ["repeated", "cold_equals_warm"])
+def test_the_same_call_gives_the_same_bits_unless_its_subject_says_otherwise(prop: str) -> None:
+    examples = 1 if prop == "cold_equals_warm" else 20
+    if prop == "repeated":
+        failing_case(run_cell("conv_update", prop, target("wobbles", "unpromised")), "not bitwise equal")
+    for name in ("conv_update", "wobbles_openly"):
+        result = run_cell("conv_update", prop, target(name, "unpromised"), examples=examples)
+        assert result.status == "passed", result.failure

@@ -81,6 +81,16 @@ def test_rows_shrink_to_one_segment_with_few_heads(scale: strategies.Scale, rows
     assert found.layout == Layout()
 
 
+@pytest.mark.parametrize("tokens", [1, 3, 17])
+def test_tokens_of_experts_shrink_to_one_plain_segment(scale: strategies.Scale, tokens: int) -> None:
+    found = smallest(cases("moe", scale), lambda c: c.tokens >= tokens and c.dims["k"] > 1)
+    assert found.sequences == (Segment(tokens),)
+    assert dict(found.dims) == {"E": 2, "El": 2, "k": 2, "I": 1, "Hd": 1}
+    assert (found.options["method"], found.options["bias"], found.options["first"]) == ("default", None, 0)
+    assert set(found.regime.values()) == {"unit", "random"}
+    assert found.layout == Layout()
+
+
 def plain_prefill(scale: strategies.Scale, *lengths: tuple[int, Kind], **changes: Any) -> Case:
     """The batch that one would write by hand: these sequences in slots 0, 1, …, all else as small as can be."""
     smallest = scale.head_dims[0]
@@ -255,6 +265,31 @@ NORM: dict[str, Predicate] = {
     "tokens with gaps": lambda c: c.layout.row_pad > 0 and not c.layout.fused,
     "unaligned": lambda c: c.layout.base_offset == 1,
 }
+ROUTED: dict[str, Predicate] = {
+    "no tokens": lambda c: c.tokens == 0,
+    "one token": lambda c: c.tokens == 1,
+    "E no power of two": lambda c: c.dims["E"] & (c.dims["E"] - 1) != 0,
+    "one expert": lambda c: c.dims["E"] == 1 and c.tokens > 0,
+    "k = 1": lambda c: c.dims["k"] == 1 < c.dims["E"],
+    "k = E": lambda c: c.dims["k"] == c.dims["E"] > 1,
+    "k no power of two": lambda c: c.dims["k"] & (c.dims["k"] - 1) != 0,
+    "some of several groups": lambda c: 1 < c.options["topk_group"] < c.options["n_group"],
+    "groups of one expert": lambda c: c.options["topk_group"] < c.options["n_group"] == c.dims["E"],
+    "scaled": lambda c: c.options["scaling"] != 1.0,
+    "large bias": lambda c: c.options["bias"] == "large",
+    **{f"logits {word}": _regime("logits", word) for word in ("ties", "near ties", "wide", "equal")},
+    "all tokens on one expert": lambda c: c.regime["load"] == "one expert" and c.tokens > 8,
+    "idle experts": lambda c: c.regime["load"] == "idle" and c.dims["E"] > c.dims["k"],
+    "strided": lambda c: c.layout.row_pad > 0,
+    "unaligned": lambda c: c.layout.base_offset == 1,
+}
+MIXED: dict[str, Predicate] = {
+    "some of the experts": lambda c: c.dims["El"] < c.dims["E"] and c.options["first"] > 0,
+    "float32 logits of other tokens": lambda c: c.options["logits_dtype"] != c.dtype,
+    "exact contents": lambda c: c.regime["contents"] == "exact",
+    "I no multiple of 16": lambda c: c.dims["I"] % 16 != 0,
+    "Hd no multiple of 16": lambda c: c.dims["Hd"] % 16 != 0,
+}
 CHUNKS: dict[str, Predicate] = {
     "hints": lambda c: c.options["hints"],
     "no hints": lambda c: not c.options["hints"],
@@ -305,6 +340,9 @@ SEEN = [
     *(("conv_update", what) for what in EVERY),
     *(("gdn_decode", what) for what in {**DECODE, **EVERY}),
     *(("gated_rmsnorm", what) for what in NORM),
+    *(("moe_routing", what) for what in ROUTED),
+    # A router has cases enough for what is one in a thousand.
+    *(("moe", what) for what in {**ROUTED, **MIXED} if what != "groups of one expert"),
     *(("gdn_prefill", what) for what in {**CHUNKED, **DECODE, **EVERY}),
     *(("chunk_metadata", what) for what in CHUNKS),
 ]
@@ -313,8 +351,9 @@ SEEN = [
 @pytest.mark.parametrize(("operator", "what"), SEEN, ids=[f"{o}-{w}" for o, w in SEEN])
 def test_generator_is_not_blind(operator: str, what: str, scale: strategies.Scale) -> None:
     """Each occurs within a thousand draws; one premerge run on a GPU makes twice as many."""
-    predicate = {**EVERY, **PREFILL, **CHUNKED, **DECODE, **NORM, **CHUNKS}[what]
-    assert predicate(find_any(cases(operator, scale), predicate))
+    known = (ROUTED, MIXED) if operator.startswith("moe") else (EVERY, PREFILL, CHUNKED, DECODE, NORM, CHUNKS)
+    predicate = {name: one for names in known for name, one in names.items()}[what]
+    assert predicate(find_any(cases(operator, scale, "bfloat16" if operator == "moe" else None), predicate))
 
 
 #: What a kernel may take a path of its own for: heads that one GPU of sixteen holds, a whole model's, views of wider rows.
@@ -338,7 +377,7 @@ def test_published_shapes(operator: str, what: str) -> None:
     assert sum(map(PUBLISHED[what], drawn)) >= 3
 
 
-@pytest.mark.parametrize("operator", [*SEQUENCES, "gated_rmsnorm", "chunk_metadata"])
+@pytest.mark.parametrize("operator", [*SEQUENCES, "gated_rmsnorm", "chunk_metadata", "moe_routing", "moe"])
 def test_usually_two_sequences_or_more(operator: str, scale: strategies.Scale) -> None:
     sizes = [len(c.sequences) for c in draws(cases(operator, scale), 300)]
     share = sum(n >= 2 for n in sizes) / len(sizes)

@@ -8,6 +8,7 @@ from torch import Tensor
 from references import chunk_metadata, gdn_recurrence
 from references import conv_prefill as conv_reference
 from references import gdn_decode as decode_reference
+from references import moe as moe_reference
 from references.step_metadata import StepMetadataBuilder
 
 
@@ -168,3 +169,34 @@ def prefill_call(seed: int = 0, dtype: torch.dtype = torch.float32, slots: int =
         "has_initial_state": torch.tensor([True, False, True]),
     }
     return tokens, rest
+
+
+def experts(
+    x: Tensor,
+    router_logits: Tensor,
+    w_gate_up: Tensor,
+    w_down: Tensor,
+    *,
+    top_k: int,
+    method: str,
+    bias: Tensor | None = None,
+    expert_offset: int = 0,
+) -> Tensor:
+    return moe_reference(
+        x, router_logits, w_gate_up, w_down, top_k=top_k, method=method, bias=bias, expert_offset=expert_offset
+    )
+
+
+def experts_swapped(
+    x: Tensor, router_logits: Tensor, w_gate_up: Tensor, w_down: Tensor, *, top_k: int, method: str
+) -> Tensor:
+    """Takes the up rows for the gate's, as weights in another library's order would have it."""
+    gate, up = w_gate_up.chunk(2, dim=1)
+    return experts(x, router_logits, torch.cat([up, gate], dim=1), w_down, top_k=top_k, method=method)
+
+
+def experts_call(dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
+    """x, logits and the weights of five experts."""
+    draw = torch.Generator().manual_seed(5)
+    shapes = ((7, 12), (7, 5), (5, 16, 12), (5, 12, 8))
+    return tuple(torch.randn(shape, generator=draw).to(dtype) for shape in shapes)

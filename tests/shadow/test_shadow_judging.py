@@ -250,6 +250,37 @@ def test_a_state_corrupted_on_the_kth_call_only(made: Any, monkeypatch: pytest.M
     assert entry["message"].startswith("state")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_mixture_of_experts(made: Any, dtype: torch.dtype) -> None:
+    it = made("tests.shadow.engine:experts", "moe")
+    x, logits, *weights = engine.experts_call(dtype)
+    engine.experts(x, logits, *weights, top_k=2, method="renormalize")
+    part = [of_all[1:4] for of_all in weights]
+    bias = torch.linspace(-1, 1, 5)
+    engine.experts(x, logits, *part, top_k=3, method="sigmoid_renorm", bias=bias, expert_offset=1)
+    clean(it, 2)
+    assert it.signature.name == "contract.moe"
+    assert 0 < it.report()["worst_share"] < 1
+
+
+def test_swapped_halves_of_an_expert_are_noticed(made: Any) -> None:
+    it = made("tests.shadow.engine:experts_swapped", "moe")
+    engine.experts_swapped(*engine.experts_call(), top_k=2, method="default")
+    assert counts(it)["mismatches"] == 1
+
+
+def test_tokens_with_scores_that_are_almost_equal_are_not_judged(made: Any) -> None:
+    it = made("tests.shadow.engine:experts", "moe")
+    x, logits, *weights = engine.experts_call()
+    logits[1:] = torch.tensor([0.0, 1e-6, 2e-6, -1.0, -1.0])
+    engine.experts(x, logits, *weights, top_k=1, method="sigmoid", bias=torch.full((5,), 0.25))
+    clean(it, 1)
+    engine.experts(x[1:], logits[1:], *weights, top_k=1, method="sigmoid", bias=torch.full((5,), 0.25))
+    found = counts(it)
+    assert found["compared"] == 1
+    assert sum(found["skipped"].values()) == 1
+
+
 def scaled_square(seen: Seen) -> Observation:
     """A foreign function as a gated norm: x * x is none, so that every call is a mismatch."""
     x = seen.arguments["x"][:, None]

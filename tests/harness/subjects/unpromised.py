@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 import references
@@ -29,6 +30,14 @@ def gated_rmsnorm(x: Tensor, z: Tensor, weight: Tensor, **rest: Any) -> Tensor:
     return references.gated_rmsnorm(x, z, weight, **rest)
 
 
+def moe_routing(logits: Tensor, **rest: Any) -> tuple[Tensor, Tensor]:
+    return references.moe_routing(logits, **rest, compute_dtype=torch.float32)
+
+
+def moe(x: Tensor, router_logits: Tensor, *experts: Tensor, **rest: Any) -> Tensor:
+    return references.moe(x, router_logits, *experts, **rest)
+
+
 def first_row_reaches_the_last(x: Tensor, weight: Tensor, **rest: Any) -> Tensor:
     """Wrong: sequences are one sequence."""
     mixed = x.clone()
@@ -36,6 +45,32 @@ def first_row_reaches_the_last(x: Tensor, weight: Tensor, **rest: Any) -> Tensor
     return references.conv_prefill(mixed, weight, **rest)
 
 
-_NAMES = ("conv_prefill", "conv_update", "gdn_prefill", "gdn_decode", "gated_rmsnorm", "first_row_reaches_the_last")
+_calls = 0
+
+
+def wobbles(x: Tensor, weight: Tensor, **rest: Any) -> Tensor:
+    """The last bit differs from call to call, as where atomics add up."""
+    global _calls
+    _calls += 1
+    y = references.conv_update(x, weight, **rest)
+    return torch.where(y == 0, y, y.nextafter(torch.full_like(y, torch.inf))) if _calls % 2 else y
+
+
+def wobbles_openly(x: Tensor, weight: Tensor, **rest: Any) -> Tensor:
+    return wobbles(x, weight, **rest)
+
+
+_NAMES = (
+    "conv_prefill",
+    "conv_update",
+    "gdn_prefill",
+    "gdn_decode",
+    "gated_rmsnorm",
+    "moe_routing",
+    "moe",
+    "first_row_reaches_the_last",
+    "wobbles",
+)
 for _name in _NAMES:
     globals()[_name].sluicegate = {"bitwise": False}
+wobbles_openly.sluicegate = {"bitwise": False, "repeatable": False}  # type: ignore[attr-defined]

@@ -1,0 +1,259 @@
+"""What must hold of ``moe``: tokens through the experts that they are routed to (spec section 5, 5.7, P12)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness import arguments, guards, moe_relations, relations, views
+from harness.batch import Batch, Result
+from harness.case import Case, Segment
+from harness.context import Context, Property, in_one_dtype
+from harness.memory import Arena
+from harness.operators import expert_choice
+from harness.operators.moe import Moe
+from harness.pytest_plugin import CheckedCell
+from harness.strategies import Scale
+from harness.subjects import registered, sibling
+
+OPERATOR = "moe"
+MIXTURE = Moe()
+
+
+# -- the two halves ---------------------------------------------------------------------------------------------------
+
+
+def no_experts_beside(_: str, function: Callable[..., Any]) -> str:
+    return "" if sibling(function, "moe_experts") else "its module has no moe_experts to compare with"
+
+
+def no_router(_: str, function: Callable[..., Any]) -> str:
+    return no_experts_beside(_, function) or ("" if registered("moe_routing") else "no package offers a router")
+
+
+def through_experts(
+    context: Context, batch: Batch, change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+) -> Result:
+    """The batch routed by the first router that is offered, its choice changed, then through the subject's moe_experts."""
+    experts, router = sibling(context.function, "moe_experts"), registered("moe_routing")[0].load()
+    assert experts is not None
+
+    def in_two_steps(x: Tensor, logits: Tensor, w_gate_up: Tensor, w_down: Tensor, **keywords: Any) -> Tensor:
+        offset = keywords.pop("expert_offset")
+        ids, weights = change(*router(logits, **keywords))
+        out: Tensor = experts(x, ids, weights, w_gate_up, w_down, expert_offset=offset)
+        return out
+
+    operator = context.tokens
+    return operator.run(in_two_steps, batch, device=context.device, check_memory=context.check_memory)
+
+
+def two_steps_body(context: Context, case: Case) -> None:
+    """Route, then experts: what the fused call gives, to the bit where the subject promises bits."""
+    batch = context.batch(case)
+    got = through_experts(context, batch, lambda ids, weights: (ids, weights))
+    context.require_same(got, context.run(batch), "routed first, the same tokens give the same rows", batch=batch)
+
+
+def slots_permuted_body(context: Context, case: Case) -> None:
+    """The k places of a token in another order, weights with them: the same sum in another order."""
+    batch = context.batch(case)
+    order = torch.randperm(case.dims["k"], generator=torch.Generator().manual_seed(case.choice)).to(batch.device)
+
+    def permuted(ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Places of a token apart in memory, too."""
+        return ids[:, order].T.contiguous().T, weights[:, order].T.contiguous().T
+
+    got = through_experts(context, batch, permuted)
+    context.require_within_budget(got, batch)
+
+
+def nobody_body(context: Context, case: Case) -> None:
+    """A place without an expert (-1, one of another GPU) gives nothing, though its weight be NaN; a token without any, zero."""
+    batch = context.batch(case)
+    draw = torch.Generator().manual_seed(case.choice)
+    gone = (torch.rand(case.tokens, case.dims["k"], generator=draw) < 0.5).to(batch.device)
+    if case.choice & 1:
+        gone[:] = True  # a step of nothing but padding
+    name = -1 if case.choice & 2 else case.dims["E"] + case.choice % 5
+
+    def without(value: float) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        return lambda ids, weights: (ids.masked_fill(gone, name), weights.masked_fill(gone, value))
+
+    got = through_experts(context, batch, without(float("nan")))
+
+    # The same places, of no weight: what the experts return there is finite.
+    def weightless(ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        return ids, weights.masked_fill(gone, 0.0)
+
+    expected = through_experts(context, batch, weightless)
+    context.require_within_budget(
+        got, batch, oracle=Result(tuple(o.double() for o in expected.outputs), expected.states), by="without"
+    )
+
+
+# -- where things lie -------------------------------------------------------------------------------------------------
+
+
+def far_experts_body(context: Context, case: Case) -> None:
+    """Experts whose weights begin more than 2^31 elements behind the first one's: as many as large models have."""
+    batch = context.batch(case).with_layout(case.layout.__class__())
+    expected = context.run(batch)
+    for place in (2, 3):
+        call = context.tokens.pack(batch, Arena(context.device))
+        far = list(call.arguments)
+        far[place] = views.stretched(call.arguments[place], 0)
+
+        def moved(*_: Any, far: list[Any] = far, **keywords: Any) -> Any:
+            return context.function(*far, **keywords)
+
+        got = context.tokens.run(moved, batch, device=context.device, check_memory=False)
+        context.require_same(got, expected, "experts beyond 2^31 elements must give the same rows", batch=batch)
+
+
+def few_experts_apart(scale: Scale, dtype: str) -> Any:
+    """Three experts or four, each token through all of them: with two, a stride itself would need more than 31 bits."""
+    # Whole multiples of 16: others would have a reason to be copied first.
+    sizes = {"E": 3, "El": 3, "k": 3, "I": 16, "Hd": 16}
+    cases = MIXTURE.cases(scale, dtype)
+    return cases.map(
+        lambda case: moe_relations.routed(case, "renormalize", first=0).with_(sequences=(Segment(4),), dims=sizes)
+    )
+
+
+def few_or_more_rows(scale: Scale, dtype: str) -> Any:
+    """Cases for `run_far_apart`: the plainest, which is always drawn, has one expert a token, and others have two or more."""
+
+    def fit(case: Case) -> Case:
+        method = "renormalize" if case.options["method"] == "llama4" else case.options["method"]
+        experts = max(4, case.dims["E"])
+        chosen = 1 if case.choice == 0 else max(2, case.dims["k"])
+        routed = moe_relations.routed(case, method, first=0)
+        return routed.with_(dims={**case.dims, "E": experts, "El": experts, "k": min(chosen, experts)})
+
+    return MIXTURE.far_cases(scale, dtype).map(fit)
+
+
+def many_rows(scale: Scale, dtype: str) -> Any:
+    """So many tokens and experts that memory for each pair of them would be more than is fair."""
+    sizes = {"E": 256, "El": 256, "k": 1, "I": 16, "Hd": 16}
+    cases = MIXTURE.cases(scale, dtype)
+    return cases.map(
+        lambda case: moe_relations.routed(case, "renormalize", first=0).with_(sequences=(Segment(64),), dims=sizes)
+    )
+
+
+def many_experts(scale: Scale, dtype: str) -> Any:
+    """More experts than a block has threads, most of them without a token."""
+    sizes = {"E": 1030, "El": 1030, "I": 4, "Hd": 8, "k": 2}
+
+    def fit(case: Case) -> Case:
+        method = "renormalize" if case.options["method"] in ("llama4", "top_k") else case.options["method"]
+        routed = moe_relations.routed(case, method, first=0)
+        return routed.with_(sequences=(Segment(20 + case.choice % 9),), dims=sizes)
+
+    return MIXTURE.cases(scale, dtype).map(fit)
+
+
+def many_experts_body(context: Context, case: Case) -> None:
+    """Every other token goes to the last experts: among so many hardly one would by chance."""
+    batch = context.batch(case)
+    logits = moe_relations.logits_of(batch).float()
+    logits[::2, -5:] += 2 * expert_choice.WIDEST_SOFTMAX
+    batch = moe_relations.with_logits(batch, expert_choice.settled(logits, None, case))
+    context.require_within_budget(context.run(batch), batch)
+
+
+two_steps = Property(
+    "routed_then_experts", "relations", two_steps_body, dtypes=("bfloat16",), nothing_to_check=no_router
+)
+slots_permuted = Property(
+    "places_permuted", "relations", slots_permuted_body, dtypes=("float32",), nothing_to_check=no_router
+)
+nobody = Property(
+    "places_without_an_expert", "relations", nobody_body, dtypes=("bfloat16",), nothing_to_check=no_router
+)
+far_experts = Property(
+    "experts_far_apart", "memory", far_experts_body, examples=2, dtypes=("bfloat16",), strategy=few_experts_apart
+)
+crowd = Property(
+    "equivalence_of_many_experts",
+    "equivalence",
+    many_experts_body,
+    examples=2,
+    dtypes=("bfloat16",),
+    strategy=many_experts,
+)
+published = relations.published(MIXTURE.published_cases)
+far_apart = relations.far_apart(few_or_more_rows)
+stretched_axes = replace(views.stretched_axes(OPERATOR), strategy=few_experts_apart)
+bad_arguments = replace(arguments.bad_arguments, dtypes=("bfloat16",), strategy=moe_relations.often_grouped(OPERATOR))
+# So many rows take every launch that there is.
+launch_count = replace(guards.launch_count, dtypes=("bfloat16",), examples=2, strategy=many_rows)
+cold_equals_warm = replace(relations.cold_equals_warm, examples=1)
+working_memory = Property(
+    "bounded_working_memory",
+    "cost",
+    moe_relations.working_memory_body,
+    examples=2,
+    dtypes=("bfloat16",),
+    strategy=many_rows,
+)
+
+PROPERTIES = (
+    relations.equivalence,
+    moe_relations.exact,
+    crowd,
+    published,
+    *in_one_dtype(
+        "bfloat16",
+        relations.alone,
+        relations.permuted,
+        relations.strided,
+        relations.neighbour_perturbed,
+        moe_relations.appended,
+        moe_relations.rows_apart,
+        moe_relations.one_hot,
+        moe_relations.unchosen,
+        relations.memory,
+        relations.poison_independent,
+        views.spread_vectors,
+        guards.variants,
+        guards.graph_replay,
+    ),
+    *in_one_dtype(
+        "float16",
+        relations.repeated,
+        moe_relations.relabelled,
+        moe_relations.identical,
+        relations.baseline_agrees,
+        arguments.strict_accepts,
+        guards.host_sync,
+    ),
+    *in_one_dtype(
+        "float32",
+        moe_relations.shifted,
+        moe_relations.naive,
+        moe_relations.experts_split,
+        moe_relations.columns_split,
+    ),
+    bad_arguments,
+    launch_count,
+    cold_equals_warm,
+    two_steps,
+    slots_permuted,
+    nobody,
+    far_apart,
+    far_experts,
+    stretched_axes,
+    moe_relations.unread,
+    working_memory,
+)
+
+
+def test_property(cell: CheckedCell) -> None:
+    cell.check()
