@@ -13,7 +13,7 @@ from rich.progress import track
 from benchmarks import breakdown, cases, drawing, host, report, timing
 from benchmarks.timing import Timing
 
-OPERATORS = ("conv_prefill", "conv_update", "gdn_prefill", "gdn_decode", "gated_rmsnorm", "metadata")
+OPERATORS = ("conv_prefill", "conv_update", "gdn_prefill", "gdn_decode", "gated_rmsnorm", "moe", "metadata")
 NO_DEVICE = 3
 
 
@@ -48,7 +48,7 @@ def main() -> int:
 def measure(case: cases.Case, bandwidth: float, kernels: bool = False) -> report.Row:
     """Every side of one case, one after the other on the same input sets; with `kernels`, where its time goes."""
     copy_us = timing.copy_time(case.num_bytes, case.sets)
-    floor_us = case.num_bytes / bandwidth * 1e6
+    floor_us = case.num_bytes / bandwidth * 1e6 if case.datasheet_us is None else case.datasheet_us
     row = report.Row(case.operator, case.label, case.num_bytes, floor_us, copy_us, case.moved_bytes)
     for side, calls in case.build(case.sets).items():
         row.sides[side] = calls if isinstance(calls, str) else _time(calls)
@@ -63,8 +63,7 @@ def _time(calls: list[timing.Call]) -> Timing | str:
     try:
         return timing.time_calls(calls)
     except Exception as error:  # noqa: BLE001 - libraries raise what they like, compilers classes of their own
-        first_line = (str(error).splitlines() or [""])[0]
-        return f"failed: {type(error).__name__}: {first_line[:80]}"
+        return timing.failed(error)
 
 
 if __name__ == "__main__":

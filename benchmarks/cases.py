@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import moe_cases
 from benchmarks.timing import Call
 from optimized import baselines, causal_conv, gated_norm, gdn_decode, gdn_prefill
 
@@ -53,10 +54,16 @@ class Case:
     build: Callable[[int], dict[str, list[Call] | str]]
     moved_bytes: int | None = None
     """What our kernels move by their own account, intermediates and second readings included; None: the floor."""
+    datasheet_us: float | None = None
+    """The floor by the chip's datasheet, where arithmetic may be what takes longest; None: bytes at the copy bandwidth."""
 
     @property
     def sets(self) -> int:
-        return max(1, min(MOST_SETS, -(-ROTATION_BYTES // self.num_bytes)))
+        return _sets(self.num_bytes)
+
+
+def _sets(num_bytes: int) -> int:
+    return max(1, min(MOST_SETS, -(-ROTATION_BYTES // num_bytes)))
 
 
 def all_cases() -> Iterator[Case]:
@@ -79,6 +86,13 @@ def all_cases() -> Iterator[Case]:
         yield Case("gdn_prefill", label, num_bytes, _gdn_prefill_builder(lengths), moved_bytes)
     for tokens in NORM_TOKENS:
         yield Case("gated_rmsnorm", f"T = {tokens}", 3 * tokens * HV * V * item, _norm_builder(tokens))
+    for model in moe_cases.MODELS:
+        for tokens in moe_cases.TOKENS:
+            sets = _sets(moe_cases.expected_bytes(model, tokens))
+            num_bytes = moe_cases.routed_bytes(model, tokens, sets)
+            label = f"{model.name}: {model.experts} experts, top {model.top_k}, T = {tokens}"
+            build = moe_cases.builder(model, tokens)
+            yield Case("moe", label, num_bytes, build, datasheet_us=moe_cases.floor_us(model, tokens, num_bytes))
 
 
 def _prefill_builder(lengths: list[int]) -> Callable[[int], dict[str, list[Call] | str]]:

@@ -1,4 +1,4 @@
-"""A drawing of one results file: how many times the byte floor each side takes, batch by batch.
+"""A drawing of one results file: how many times the floor each side takes, batch by batch.
 
 `python -m benchmarks.drawing benchmarks/results/NAME.json` draws one again, on any machine.
 """
@@ -17,7 +17,15 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, which the colour-blind can tell apart too; a side keeps its colour in every panel.
-COLORS = {"ours": "#0072B2", "sglang": "#E69F00", "fla": "#009E73", "flashinfer": "#CC79A7", "baseline": "#999999"}
+COLORS = {
+    "ours": "#0072B2",
+    "sglang": "#E69F00",
+    "fla": "#009E73",
+    "flashinfer": "#CC79A7",
+    "torch grouped": "#56B4E9",
+    "transformers": "#D55E00",
+    "baseline": "#999999",
+}
 INCHES_A_GROUP = 1.25
 
 
@@ -35,7 +43,7 @@ def draw(results: Path) -> Path:
         FigureCanvasSVG(figure)
         environment = content["environment"]
         figure.suptitle(
-            f"Time over byte floor (logarithmic; hatched: eager, host time included). {environment['gpu']}, "
+            f"Time over the floor (logarithmic; hatched: eager, host time included). {environment['gpu']}, "
             f"copy {content['copy_bytes_per_second'] / 1e12:.2f} TB/s, {environment['date'][:10]}"
         )
         for index, (operator, cases) in enumerate(panels.items()):

@@ -31,7 +31,7 @@ class Row:
     label: str
     num_bytes: int
     floor_us: float
-    """`num_bytes` at the copy bandwidth of this run."""
+    """`num_bytes` at the copy bandwidth of this run; for `moe`, what the datasheet allows."""
     copy_us: float
     """What a plain copy kernel of as many bytes took in this run."""
     moved_bytes: int | None = None
@@ -42,7 +42,7 @@ class Row:
 
     @property
     def bandwidth_share(self) -> float | None:
-        """Ours as a fraction of the copy bandwidth."""
+        """The floor as a fraction of ours."""
         ours = self.sides.get("ours")
         return self.floor_us / ours.median_us if isinstance(ours, Timing) else None
 
@@ -90,7 +90,7 @@ def show(console: Console, bandwidth: float, rows: list[Row], host_rows: list[Ho
     )
     for column in ("operator", "batch"):
         table.add_column(column)
-    for column in ("floor", "copy", *sides, "of copy bandwidth", "moved / floor", "launches"):
+    for column in ("floor", "copy", *sides, "of the floor", "moved / floor", "launches"):
         table.add_column(column, justify="right")
     for row in rows:
         ours = row.sides.get("ours")

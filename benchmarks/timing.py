@@ -51,6 +51,36 @@ def time_calls(calls: Sequence[Call]) -> Timing:
     return _summary(_replay_times(capture(calls), len(calls)), "graph", launches)
 
 
+def quickest(choices: Sequence[Sequence[Call]], replays: int = 5) -> list[Call]:
+    """Of several ways to do the same work, the one whose graph ran quickest; one that cannot run is left out.
+
+    Raises:
+        RuntimeError: none can run; with what the last of them raised.
+    """
+    times: list[tuple[float, int]] = []
+    reason: Exception | None = None
+    for index, calls in enumerate(choices):
+        try:
+            for call in calls:
+                call()
+            torch.cuda.synchronize()
+            graph = capture(calls)
+            graph.replay()
+            torch.cuda.synchronize()
+            times.append((min(_timed(graph.replay) for _ in range(replays)), index))
+        except Exception as error:  # noqa: BLE001 - a configuration may not fit this GPU, and says so in its own way
+            reason = error
+    if not times:
+        raise RuntimeError(f"none of {len(choices)} configurations ran; the last: {reason}") from reason
+    return list(choices[min(times)[1]])
+
+
+def failed(error: Exception) -> str:
+    """What the table says of a side that broke."""
+    first_line = (str(error).splitlines() or [""])[0]
+    return f"failed: {type(error).__name__}: {first_line[:80]}"
+
+
 def synchronizes(call: Call) -> bool:
     """Whether a call makes the host wait for the device, which a CUDA graph cannot hold."""
     torch.cuda.set_sync_debug_mode("error")
