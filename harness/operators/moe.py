@@ -35,8 +35,8 @@ class Moe(base.TokenOperator):
     name = "moe"
     summary = "tokens routed to k of E experts, each a SwiGLU MLP, and what they return weighed and added up"
     token_inputs = ("x", "router_logits")
-    #: The router, the sort, two products and the sum over experts.
-    max_launches = 5
+    #: The router, the sort (three where rows are many), two products and the sum over experts.
+    max_launches = 7
     far_arguments = 1
 
     def cases(self, scale: Scale, dtype: str) -> SearchStrategy[Case]:
