@@ -5,7 +5,7 @@ there; the function itself is nobody else's. A helper that several subjects shar
 most often, as that has most to say about it; then to the nearest, so that `optimized.chunk_metadata:_chunk_kernel` belongs
 to the subject that launches it and not to the one that would choose it on a GPU; then to the last, in the order of the
 operators: metadata come first in it, and have fewer arguments to be wrong about.
-What no subject reaches (a baseline, an adapter) has no judge.
+What no subject reaches (a baseline, an adapter) has no judge, nor has a twin, which stands for the code of somebody else.
 """
 
 from __future__ import annotations
@@ -70,6 +70,8 @@ def judges() -> dict[Definition, Judge]:
     for operator in (name for name, one in operators.OPERATORS.items() if one.mutated):
         for subject in registered(operator):
             module_name, _, function = subject.target.partition(":")
+            if ".peers." in module_name:
+                continue
             everywhere = _uses((module_name, function), cpu=False)
             on_cpu = _uses((module_name, function), cpu=True)
             for definition, rank in everywhere.items():

@@ -63,7 +63,8 @@ def test_values_that_are_drawn_and_in_no_killing_case() -> None:
     assert (view.drawn[OPERATOR], view.killing[OPERATOR]) == (reverse.DRAWN, 4)
     # Three killing cases with chunks of 8, one with 16.
     assert by_name["chunk size"].needed == {"8": 3, "16": 1}
-    assert "256" in by_name["chunk size"].unneeded
+    # Which others are drawn depends on what the process has imported: Hypothesis takes constants from there.
+    assert len(by_name["chunk size"].unneeded) > 2
     assert not {"8", "16"} & set(by_name["chunk size"].unneeded)
     # Lengths are binned: 3, 0 and 20.
     assert by_name["length"].needed == {"3": 3, "0": 1, "17 to 32": 1}
