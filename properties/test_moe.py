@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness import arguments, guards, moe_relations, relations, views
+from harness import arguments, guards, moe_relations, relations, strategies, views
 from harness.batch import Batch, Result
 from harness.case import Case, Segment
 from harness.context import Context, Property, in_one_dtype
@@ -147,6 +147,12 @@ def many_rows(scale: Scale, dtype: str) -> Any:
     )
 
 
+def every_launch(scale: Scale, dtype: str) -> Any:
+    """So many rows that all launches there are, are made: the sort counts them block by block."""
+    rows = 65 if scale is strategies.CPU else 4097
+    return many_rows(scale, dtype).map(lambda case: case.with_(sequences=(Segment(rows),)))
+
+
 def many_experts(scale: Scale, dtype: str) -> Any:
     """More experts than a block has threads, most of them without a token."""
     sizes = {"E": 1030, "El": 1030, "I": 4, "Hd": 8, "k": 2}
@@ -192,8 +198,7 @@ published = relations.published(MIXTURE.published_cases)
 far_apart = relations.far_apart(few_or_more_rows)
 stretched_axes = replace(views.stretched_axes(OPERATOR), strategy=few_experts_apart)
 bad_arguments = replace(arguments.bad_arguments, dtypes=("bfloat16",), strategy=moe_relations.often_grouped(OPERATOR))
-# So many rows take every launch that there is.
-launch_count = replace(guards.launch_count, dtypes=("bfloat16",), examples=2, strategy=many_rows)
+launch_count = replace(guards.launch_count, dtypes=("bfloat16",), examples=2, strategy=every_launch)
 cold_equals_warm = replace(relations.cold_equals_warm, examples=1)
 working_memory = Property(
     "bounded_working_memory",
