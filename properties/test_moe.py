@@ -197,7 +197,9 @@ crowd = Property(
 published = relations.published(MIXTURE.published_cases)
 far_apart = relations.far_apart(few_or_more_rows)
 stretched_axes = replace(views.stretched_axes(OPERATOR), strategy=few_experts_apart)
-bad_arguments = replace(arguments.bad_arguments, dtypes=("bfloat16",), strategy=moe_relations.often_grouped(OPERATOR))
+bad_arguments = replace(
+    arguments.bad_arguments, dtypes=("bfloat16",), examples=6, strategy=moe_relations.often_grouped(OPERATOR)
+)
 launch_count = replace(guards.launch_count, dtypes=("bfloat16",), examples=2, strategy=every_launch)
 cold_equals_warm = replace(relations.cold_equals_warm, examples=1)
 working_memory = Property(
