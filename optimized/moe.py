@@ -10,7 +10,7 @@ How, depends on the number of rows alone, and each way reads the weights of expe
 - A few rows: products of a matrix and a vector. Two launches: the first routes, too.
 - A few tokens: one program routes them and sorts the rows by expert into tiles; products of a tile and an expert's weights; a
   sum over each token's parts. Four launches.
-- Many: the same, with a launch for routing and one for sorting.
+- More: the same, with a launch for routing and one for sorting, or three where every program counting all rows would take long.
 
 Launch grids are sized for the most tiles that so many rows can have. Which of them there are is known on the device; programs
 of the others return at once.
