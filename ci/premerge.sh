@@ -26,9 +26,8 @@ stage lint make lint
 stage compile make compile ARGS="--arch sm_80 --arch sm_90 --dtype bfloat16"
 stage test make test
 stage verify make verify
-# A fifth of what `sluicegate serve` does by itself. With a seed: among 8,000 tokens a router now and then has two experts so alike that
-# float32 and float64 choose differently (seed 709985242 has one), which the assertion cannot tell from a fault yet.
-stage serve make serve ARGS="--device cpu --requests 200 --seed 1"
+# A fifth of what `sluicegate serve` does by itself.
+stage serve make serve ARGS="--device cpu --requests 200"
 # That it is green says something only if it would have been red: planted faults, with the seed they were chosen by.
 stage faults make faults ARGS="--device cpu --tier premerge --seed 5 --list ci/premerge_faults.txt"
 

@@ -6,7 +6,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,9 +14,10 @@ import torch
 from serving.answers import judge
 from serving.engine import Engine
 from serving.model import HybridModel
+from serving.near_ties import other_answers
 from serving.oracle import Book, Finding, Watch
 from serving.settings import EngineSettings
-from serving.truth import ModelTruth
+from serving.truth import ModelTruth, Told
 from serving.workload import Moment
 
 #: stage, done, of how many.
@@ -172,11 +173,27 @@ class Assertion:
         done = 0
         for pack in packs(books, ORACLE_TOKENS[self.model.device.type]):
             for book, told in zip(pack, truth.told([book.tokens for book in pack]), strict=True):
-                tracked = self.engine.requests[book.request.id]
-                self.outcome.findings += judge(book, tracked.outputs, tracked.logits, told)
+                self.outcome.findings += self._judge(truth, book, told)
                 self.outcome.counts["answer tokens judged"] += len(book.chosen)
             done += len(pack)
             self.listener("answers judged", done, len(books))
+
+    def _judge(self, truth: ModelTruth, book: Book, told: Told) -> list[Finding]:
+        """What is wrong with one answer, and stays wrong whichever way the routers' near ties went."""
+        tracked = self.engine.requests[book.request.id]
+        wrong = list(judge(book, tracked.outputs, tracked.logits, told))
+        if not wrong:
+            return wrong
+        for rows in other_answers(truth, book.tokens):
+            # A token that was computed twice, as after a preemption, may have gone either way each time.
+            still = {found.position for found in judge(book, tracked.outputs, tracked.logits, replace(told, rows=rows))}
+            self.outcome.counts["answer tokens explained by a router's near tie"] += sum(
+                found.position not in still for found in wrong
+            )
+            wrong = [found for found in wrong if found.position in still]
+            if not wrong:
+                break
+        return wrong
 
     def _count(self) -> None:
         counts, books = self.outcome.counts, self.watch.books.values()
