@@ -20,9 +20,9 @@ from benchmarks.timing import Call, failed, quickest
 from optimized import moe, moe_baseline
 from optimized.peers import flashinfer_moe, sglang_moe, torch_grouped, transformers
 
-#: An H100 SXM by its datasheet: bytes a second, and bfloat16 operations a second, multiplication and addition apart.
-BYTES_PER_SECOND = 3.35e12
-OPERATIONS_PER_SECOND = 990e12
+#: By datasheets of what `torch.cuda.get_device_name` says: bytes a second, and dense bfloat16 operations a second,
+#: multiplication and addition apart. Any other name: an H100's.
+DATASHEETS = {"H200": (4.8e12, 990e12), "H100": (3.35e12, 990e12)}
 
 TOKENS = (1, 8, 64, 256, 1024, 8192)
 #: Every expert computes every token there: with more tokens it takes longer than all others together.
@@ -63,8 +63,11 @@ def routed_bytes(model: Model, tokens: int, sets: int) -> int:
 
 
 def floor_us(model: Model, tokens: int, num_bytes: int) -> float:
+    """By this card's datasheet."""
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    bandwidth, rate = next((rates for card, rates in DATASHEETS.items() if card in name), DATASHEETS["H100"])
     operations = 2 * 3 * tokens * model.top_k * model.hidden * model.size
-    return max(num_bytes / BYTES_PER_SECOND, operations / OPERATIONS_PER_SECOND) * 1e6
+    return max(num_bytes / bandwidth, operations / rate) * 1e6
 
 
 def logits(model: Model, tokens: int, index: int) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """`python -m benchmarks.moe_tiles [--model 35B 80B] [--tokens N ...]`: what other tiles of the mixture of experts would cost.
 
 For each number of tokens: the time of `optimized.moe` as its table has it, kernel by kernel, then with other cuts of the
-first product, of the second, and of both in larger and smaller tiles. The table in `optimized/moe.py` is what this found.
+first product, of the second, and of both in larger and smaller tiles. The table in `optimized/moe_launches.py` is what this found.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import triton
 
 from benchmarks import breakdown, timing
 from benchmarks.timing import Call
-from optimized import moe
-from optimized.moe import Blocks, Launch
+from optimized import moe, moe_launches
+from optimized.moe_launches import Blocks, Launch
 
 #: Experts, k, hidden, intermediate.
 MODELS = {"35B": (256, 8, 2048, 512), "80B": (512, 10, 2048, 512)}
@@ -33,13 +33,13 @@ class Chosen:
         self.launch = launch
 
     def __enter__(self) -> None:
-        self.table: Any = moe._launch
+        self.table: Any = moe_launches.launch_for
         launch = self.launch
         if launch is not None:
-            moe._launch = lambda *_: launch
+            moe_launches.launch_for = lambda *_: launch
 
     def __exit__(self, *_: object) -> None:
-        moe._launch = self.table
+        moe_launches.launch_for = self.table
 
 
 def candidates(launch: Launch) -> Iterator[tuple[str, Launch]]:
@@ -51,7 +51,7 @@ def candidates(launch: Launch) -> Iterator[tuple[str, Launch]]:
         for columns, depth, warps in itertools.product((1, 2, 4, 8), (128, 256, 512), (2, 4, 8)):
             if columns * depth <= 2048:
                 yield "down", launch._replace(down=Blocks(columns, depth, warps, 1))
-        yield "tile", moe._TILED[0][1]
+        yield "tile", moe_launches.TILED[0][1]
         return
     for columns, depth, warps, stages in itertools.product((32, 64, 128, 256), (64, 128), (4, 8), (2, 3, 4, 5)):
         if launch.tile * columns <= 128 * 128 * (warps // 4) and columns * launch.tile >= 16 * 32:
@@ -63,7 +63,7 @@ def candidates(launch: Launch) -> Iterator[tuple[str, Launch]]:
         if tile != launch.tile:
             yield "tile", launch._replace(tile=tile)
     if launch.tile == 16:
-        yield "tile", moe._row_by_row(2048, 512, 8, exact=False, interpreted=False)
+        yield "tile", moe_launches.row_by_row(2048, 512, 8, exact=False, interpreted=False)
 
 
 def time(calls: list[Call], launch: Launch | None) -> float | None:
@@ -116,7 +116,9 @@ def main() -> None:
         )
         for tokens in arguments.tokens:
             calls = calls_for(tokens, weights, top_k)
-            table = moe._launch(tokens * top_k, experts, hidden, size, top_k, torch.bfloat16, torch.device("cuda", 0))
+            table = moe_launches.launch_for(
+                tokens * top_k, experts, hidden, size, top_k, torch.bfloat16, torch.device("cuda", 0)
+            )
             now = time(calls, None)
             assert now is not None
             floor = floor_us(tokens, experts, top_k, hidden, size, bandwidth, flops)

@@ -18,12 +18,12 @@ of the others return at once.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
 
-from . import checks, functions, moe_routing
+from . import checks, functions, moe_launches, moe_routing
 from .moe_kernels import (
     add_parts_kernel,
     few_down_kernel,
@@ -31,104 +31,13 @@ from .moe_kernels import (
     grouped_down_kernel,
     grouped_gate_up_kernel,
 )
-from .moe_sorting_kernels import LINE, add_up_kernel, count_kernel, place_kernel, route_and_sort_kernel, sort_kernel
+from .moe_launches import Launch
+from .moe_sorting import sort
+from .moe_sorting_kernels import LINE, route_and_sort_kernel
 
 Tensor = torch.Tensor
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-
-
-class Blocks(NamedTuple):
-    """How one product is cut: output columns a program, and how many numbers of a sum it has in hand at once."""
-
-    columns: int
-    depth: int
-    num_warps: int
-    num_stages: int
-
-
-class Launch(NamedTuple):
-    """How the kernels are launched.
-
-    tile: rows of a tile; 0: row by row. gate_up, down: of the two products. parts: the dtype in which a token's parts wait to
-    be added up; None: float32.
-    """
-
-    tile: int
-    gate_up: Blocks
-    down: Blocks
-    parts: torch.dtype | None = None
-
-
-#: Up to so many rows are computed one by one: then hardly two of them have an expert in common. The interpreter pays per
-#: program, and has fewer that way.
-FEW_ROWS = 32
-_FEW_ROWS_INTERPRETED = 8
-#: So many tokens at most, places and scores of theirs are routed and sorted by one program, which compares every place with
-#: every other in registers.
-_FEW_TOKENS = 16
-_FEW_PLACES = 128
-_FEW_SCORES = 8192
-#: Up to so many rows every program of the sort counts them all; more are counted block by block, in a launch before.
-_ROWS_COUNTED_BY_ALL = 4096
-# Small enough for small batches to take both ways.
-_ROWS_COUNTED_BY_ALL_INTERPRETED = 64
-
-# Tiles by rows an expert, for 16-bit numbers. A product with few rows waits for memory and wants many loads under way; one
-# with many wants large tiles. With 128 rows an expert, reading and writing the parts in float32 would take a fifth of the time.
-_TILED = (
-    (12, Launch(16, Blocks(32, 256, 4, 5), Blocks(64, 128, 4, 3))),
-    (24, Launch(32, Blocks(64, 128, 4, 4), Blocks(64, 128, 4, 3))),
-    (48, Launch(64, Blocks(64, 128, 4, 4), Blocks(128, 64, 8, 4))),
-)
-# The same where a block has less shared memory than on Hopper and data-center Blackwell: all of these fit 99 KiB.
-_TILED_ELSEWHERE = (
-    (12, Launch(16, Blocks(32, 128, 4, 4), Blocks(64, 128, 4, 3))),
-    (24, Launch(32, Blocks(32, 128, 4, 4), Blocks(64, 128, 4, 3))),
-    (48, Launch(64, Blocks(64, 64, 4, 4), Blocks(128, 64, 8, 4))),
-)
-_LARGEST = {
-    9: Launch(128, Blocks(128, 64, 8, 4), Blocks(256, 64, 8, 4)),
-    10: Launch(128, Blocks(128, 64, 8, 4), Blocks(256, 64, 8, 4)),
-}
-_LARGEST_ELSEWHERE = Launch(128, Blocks(64, 64, 8, 2), Blocks(128, 64, 8, 3))
-# IEEE products of float32 keep their operands in registers.
-_EXACT = Launch(16, Blocks(32, 32, 4, 2), Blocks(32, 32, 4, 2))
-_EXACT_MANY = Launch(32, Blocks(32, 32, 4, 2), Blocks(32, 32, 4, 2))
-
-
-def _launch(
-    rows: int, experts: int, hidden: int, size: int, top_k: int, dtype: torch.dtype, device: torch.device
-) -> Launch:
-    """The fixed table: no tuning, so that the same batch has the same bits on the same device."""
-    exact = dtype == torch.float32
-    if rows <= _few_rows(device):
-        return _row_by_row(hidden, size, top_k, exact, interpreted=device.type == "cpu")
-    if device.type == "cpu":
-        # The interpreter pays per operation.
-        wide = [min(128, max(16, triton.next_power_of_2(n))) for n in (size, hidden)]
-        return Launch(32, Blocks(wide[0], wide[1], 4, 1), Blocks(wide[1], wide[0], 4, 1))
-    each = rows / max(1, experts)
-    if exact:
-        return _EXACT if each <= 16 else _EXACT_MANY
-    major = torch.cuda.get_device_properties(device).major
-    for most, launch in _TILED if major in _LARGEST else _TILED_ELSEWHERE:
-        if each <= most:
-            return launch
-    # float16 has no room for small parts; bfloat16 has float32's.
-    return _LARGEST.get(major, _LARGEST_ELSEWHERE)._replace(parts=dtype if dtype == torch.bfloat16 else None)
-
-
-def _row_by_row(hidden: int, size: int, top_k: int, exact: bool, interpreted: bool) -> Launch:
-    """Programs of four warps with 16 KiB of weights under way at once, so few that all of one token's run together."""
-    numbers = 4096 if exact else 8192
-    if hidden % 16 or size % 16:
-        numbers //= 4  # each number has an address of its own
-    depth = min(512, triton.next_power_of_2(hidden))
-    columns = 64 if interpreted else min(64, max(1, numbers // (2 * depth)))
-    inner = min(256, triton.next_power_of_2(size))
-    outer = 64 if interpreted else min(64, max(1, numbers // (inner * triton.next_power_of_2(top_k))))
-    return Launch(0, Blocks(columns, depth, 4, 1), Blocks(outer, inner, 4, 1))
 
 
 def moe_experts(
@@ -215,9 +124,8 @@ def moe(
     }
     arguments = moe_routing.kernel_arguments(router_logits, **chosen)
     tokens = x.shape[0]
-    block = _few_tokens(arguments)
-    few = tokens * top_k <= _few_rows(x.device) or (
-        tokens <= block and block * arguments["GROUPS"] * arguments["SIZE"] <= _FEW_SCORES
+    few = tokens * top_k <= moe_launches.few_rows(x.device) or moe_launches.routed_by_one_program(
+        tokens, arguments["PLACES"], arguments["GROUPS"] * arguments["SIZE"]
     )
     if few:
         ids = torch.empty((tokens, top_k), dtype=torch.int32, device=x.device)
@@ -225,15 +133,6 @@ def moe(
     else:
         ids, weights = moe_routing.moe_routing(router_logits, **chosen)
     return _compute(x, ids, weights, w_gate_up, w_down, expert_offset, few, arguments)
-
-
-def _few_rows(device: torch.device) -> int:
-    return _FEW_ROWS_INTERPRETED if device.type == "cpu" else FEW_ROWS
-
-
-def _few_tokens(arguments: dict[str, Any]) -> int:
-    """How many tokens one program can sort; how many there are does not matter, lest kernels be compiled for each."""
-    return min(_FEW_TOKENS, _FEW_PLACES // arguments["PLACES"])
 
 
 def _compute(
@@ -255,7 +154,7 @@ def _compute(
     if rows == 0 or experts == 0 or size == 0:
         return y.zero_()
     w_gate_up, w_down = _as_contiguous(w_gate_up), _as_contiguous(w_down)
-    launch = _launch(rows, experts, hidden, size, expert_ids.shape[1], x.dtype, x.device)
+    launch = moe_launches.launch_for(rows, experts, hidden, size, expert_ids.shape[1], x.dtype, x.device)
     # Rows of whole 16-byte pieces, for copies that are made of them.
     inner = torch.empty((rows, triton.cdiv(size, 16) * 16), dtype=x.dtype, device=x.device)
     with torch.cuda.device_of(x):
@@ -361,7 +260,8 @@ def _tiled(
     order = torch.empty(rows, dtype=torch.int32, device=x.device)
     tiles = torch.empty((most_tiles, LINE.value), dtype=torch.int32, device=x.device)
     num_tiles = torch.empty(1, dtype=torch.int32, device=x.device)
-    if tokens <= _few_tokens(arguments):
+    block_t = moe_launches.few_tokens(arguments["PLACES"])
+    if tokens <= block_t:
         route_and_sort_kernel[(1,)](
             expert_ids=expert_ids,
             weights=weights,
@@ -373,12 +273,12 @@ def _tiled(
             experts=experts,
             ROUTE=route,
             TILE=launch.tile,
-            BLOCK_T=_few_tokens(arguments),
+            BLOCK_T=block_t,
             num_warps=8,
             **arguments,
         )
     else:
-        _sort(expert_ids, order, tiles, num_tiles, expert_offset, experts, launch.tile)
+        sort(expert_ids, order, tiles, num_tiles, expert_offset, experts, launch.tile)
     products = "ieee"  # of float32; numbers of 16 bits go to the matrix units as they are
     gate_up, down = launch.gate_up, launch.down
     grouped_gate_up_kernel[(most_tiles * triton.cdiv(size, gate_up.columns),)](
@@ -426,58 +326,10 @@ def _tiled(
         num_warps=down.num_warps,
         num_stages=down.num_stages,
     )
-    block_t = 32 if x.device.type == "cpu" else 1
+    at_once = 32 if x.device.type == "cpu" else 1
     columns = min(512, triton.next_power_of_2(hidden))
-    add_parts_kernel[(triton.cdiv(tokens, block_t) * triton.cdiv(hidden, columns),)](
-        parts, expert_ids, y, tokens, hidden, top_k, expert_offset, experts, BLOCK_T=block_t, COLUMNS=columns
-    )
-
-
-def _sort(
-    expert_ids: Tensor, order: Tensor, tiles: Tensor, num_tiles: Tensor, expert_offset: int, experts: int, tile: int
-) -> None:
-    """Write which rows make up which tile, in one launch while every program can count all rows, else in three."""
-    rows, bins = expert_ids.numel(), triton.next_power_of_2(experts)
-    interpreted = expert_ids.device.type == "cpu"
-    if rows <= (_ROWS_COUNTED_BY_ALL_INTERPRETED if interpreted else _ROWS_COUNTED_BY_ALL):
-        block = 32 if interpreted else 128
-        # Numbers in hand at once: no more than there are, and registers enough for large bins.
-        chunk = 1024 if rows <= 1024 or experts >= 1024 else 4096
-        sort_kernel[(triton.cdiv(rows, block),)](
-            expert_ids,
-            order,
-            tiles,
-            num_tiles,
-            rows,
-            expert_offset,
-            experts,
-            TILE=tile,
-            BLOCK=block,
-            CHUNK=chunk,
-            BINS=bins,
-            num_warps=8,
-        )
-        return
-    block, at_once, columns = (32, 2, min(128, bins)) if interpreted else (128, 128, min(32, bins))
-    blocks = triton.cdiv(rows, block)
-    counts = torch.empty((blocks, bins), dtype=torch.int32, device=expert_ids.device)
-    totals = torch.empty(bins, dtype=torch.int32, device=expert_ids.device)
-    count_kernel[(blocks,)](expert_ids, counts, rows, expert_offset, experts, BLOCK=block, BINS=bins, num_warps=4)
-    add_up_kernel[(bins // columns,)](counts, totals, blocks, BLOCKS=at_once, BINS=bins, COLUMNS=columns, num_warps=4)
-    place_kernel[(blocks,)](
-        expert_ids,
-        counts,
-        totals,
-        order,
-        tiles,
-        num_tiles,
-        rows,
-        expert_offset,
-        experts,
-        TILE=tile,
-        BLOCK=block,
-        BINS=bins,
-        num_warps=8,
+    add_parts_kernel[(triton.cdiv(tokens, at_once) * triton.cdiv(hidden, columns),)](
+        parts, expert_ids, y, tokens, hidden, top_k, expert_offset, experts, BLOCK_T=at_once, COLUMNS=columns
     )
 
 

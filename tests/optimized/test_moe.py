@@ -13,8 +13,8 @@ import triton
 from torch import Tensor
 
 from harness import interpreter
-from optimized import moe, moe_sorting_kernels
-from optimized.moe import Blocks, Launch
+from optimized import moe, moe_launches, moe_sorting_kernels
+from optimized.moe_launches import Blocks, Launch
 from optimized.moe_routing import METHODS, moe_routing
 from references.moe import moe as reference
 from references.moe import moe_experts as reference_experts
@@ -23,14 +23,14 @@ from references.moe import moe_routing as reference_routing
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 TABLE = {
-    **{f"{launch.tile} rows": launch for _, launch in moe._TILED},
-    **{f"128 rows, capability {major}": launch for major, launch in moe._LARGEST.items()},
-    "128 rows, elsewhere": moe._LARGEST_ELSEWHERE,
-    "parts in bfloat16": moe._LARGEST[9]._replace(parts=torch.bfloat16),
-    "float32": moe._EXACT,
-    "float32, many rows": moe._EXACT_MANY,
-    "row by row": moe._row_by_row(48, 24, 3, exact=False, interpreted=False),
-    "row by row, float32": moe._row_by_row(48, 24, 3, exact=True, interpreted=False),
+    **{f"{launch.tile} rows": launch for _, launch in moe_launches.TILED},
+    **{f"128 rows, capability {major}": launch for major, launch in moe_launches.LARGEST.items()},
+    "128 rows, elsewhere": moe_launches.LARGEST_ELSEWHERE,
+    "parts in bfloat16": moe_launches.LARGEST[9]._replace(parts=torch.bfloat16),
+    "float32": moe_launches.EXACT,
+    "float32, many rows": moe_launches.EXACT_MANY,
+    "row by row": moe_launches.row_by_row(48, 24, 3, exact=False, interpreted=False),
+    "row by row, float32": moe_launches.row_by_row(48, 24, 3, exact=True, interpreted=False),
     "row by row, several steps": Launch(0, Blocks(4, 16, 4, 1), Blocks(2, 8, 4, 1)),
 }
 
@@ -84,7 +84,7 @@ def test_every_launch_of_the_table(
     if DEVICE == "cuda" and dtype == torch.float32 and "float32" not in name and "row by row" not in name:
         pytest.skip("tiles of the table for 16-bit numbers are too large for float32 operands on a GPU")
     launch = TABLE[name]
-    monkeypatch.setattr(moe, "_launch", lambda *_: launch)
+    monkeypatch.setattr(moe_launches, "launch_for", lambda *_: launch)
     ids = tile_edges(launch.tile or 8, 3).to(DEVICE)
     weights = torch.rand(ids.shape, generator=random(1)).to(DEVICE)
     x = torch.randn(ids.shape[0], hidden, generator=random(2)).to(DEVICE, dtype)
@@ -98,12 +98,12 @@ def test_every_launch_of_the_table(
 
 
 def test_the_table_takes_larger_tiles_for_more_rows() -> None:
-    tiles = [launch.tile for _, launch in moe._TILED]
+    tiles = [launch.tile for _, launch in moe_launches.TILED]
     assert tiles == sorted(tiles)
-    most = [rows for rows, _ in moe._TILED]
+    most = [rows for rows, _ in moe_launches.TILED]
     assert most == sorted(most)
     # A tile holds what most experts of its line have.
-    assert all(rows <= 1.5 * launch.tile for rows, launch in moe._TILED)
+    assert all(rows <= 1.5 * launch.tile for rows, launch in moe_launches.TILED)
 
 
 @pytest.mark.parametrize(

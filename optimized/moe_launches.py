@@ -1,0 +1,115 @@
+"""How the kernels of the mixture of experts are launched: one table for all, by the number of rows alone."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+
+
+class Blocks(NamedTuple):
+    """How one product is cut: output columns a program, and how many numbers of a sum it has in hand at once."""
+
+    columns: int
+    depth: int
+    num_warps: int
+    num_stages: int
+
+
+class Launch(NamedTuple):
+    """How the kernels are launched.
+
+    tile: rows of a tile; 0: row by row. gate_up, down: of the two products. parts: the dtype in which a token's parts wait to
+    be added up; None: float32.
+    """
+
+    tile: int
+    gate_up: Blocks
+    down: Blocks
+    parts: torch.dtype | None = None
+
+
+#: Up to so many rows are computed one by one: then hardly two of them have an expert in common. The interpreter pays per
+#: program, and has fewer that way.
+FEW_ROWS = 32
+_FEW_ROWS_INTERPRETED = 8
+#: So many tokens at most, places and scores of theirs are routed and sorted by one program, which compares every place with
+#: every other in registers.
+_FEW_TOKENS = 16
+_FEW_PLACES = 128
+_FEW_SCORES = 8192
+
+# Tiles by rows an expert, for 16-bit numbers. A product with few rows waits for memory and wants many loads under way; one
+# with many wants large tiles. With 128 rows an expert, reading and writing the parts in float32 would take a fifth of the time.
+TILED = (
+    (12, Launch(16, Blocks(32, 256, 4, 5), Blocks(64, 128, 4, 3))),
+    (24, Launch(32, Blocks(64, 128, 4, 4), Blocks(64, 128, 4, 3))),
+    (48, Launch(64, Blocks(64, 128, 4, 4), Blocks(128, 64, 8, 4))),
+)
+# The same where a block has less shared memory than on Hopper and data-center Blackwell: all of these fit 99 KiB.
+TILED_ELSEWHERE = (
+    (12, Launch(16, Blocks(32, 128, 4, 4), Blocks(64, 128, 4, 3))),
+    (24, Launch(32, Blocks(32, 128, 4, 4), Blocks(64, 128, 4, 3))),
+    (48, Launch(64, Blocks(64, 64, 4, 4), Blocks(128, 64, 8, 4))),
+)
+LARGEST = {
+    9: Launch(128, Blocks(128, 64, 8, 4), Blocks(256, 64, 8, 4)),
+    10: Launch(128, Blocks(128, 64, 8, 4), Blocks(256, 64, 8, 4)),
+}
+LARGEST_ELSEWHERE = Launch(128, Blocks(64, 64, 8, 2), Blocks(128, 64, 8, 3))
+# IEEE products of float32 keep their operands in registers.
+EXACT = Launch(16, Blocks(32, 32, 4, 2), Blocks(32, 32, 4, 2))
+EXACT_MANY = Launch(32, Blocks(32, 32, 4, 2), Blocks(32, 32, 4, 2))
+
+
+def launch_for(
+    rows: int, experts: int, hidden: int, size: int, top_k: int, dtype: torch.dtype, device: torch.device
+) -> Launch:
+    """The fixed table: no tuning, so that the same batch has the same bits on the same device."""
+    exact = dtype == torch.float32
+    if rows <= few_rows(device):
+        return row_by_row(hidden, size, top_k, exact, interpreted=device.type == "cpu")
+    if device.type == "cpu":
+        # The interpreter pays per operation.
+        wide = [min(128, max(16, triton.next_power_of_2(n))) for n in (size, hidden)]
+        return Launch(32, Blocks(wide[0], wide[1], 4, 1), Blocks(wide[1], wide[0], 4, 1))
+    each = rows / max(1, experts)
+    if exact:
+        return EXACT if each <= 16 else EXACT_MANY
+    major = torch.cuda.get_device_properties(device).major
+    for most, launch in TILED if major in LARGEST else TILED_ELSEWHERE:
+        if each <= most:
+            return launch
+    # float16 has no room for small parts; bfloat16 has float32's.
+    return LARGEST.get(major, LARGEST_ELSEWHERE)._replace(parts=dtype if dtype == torch.bfloat16 else None)
+
+
+def row_by_row(hidden: int, size: int, top_k: int, exact: bool, interpreted: bool) -> Launch:
+    """Programs of four warps with 16 KiB of weights under way at once, so few that all of one token's run together."""
+    numbers = 4096 if exact else 8192
+    if hidden % 16 or size % 16:
+        numbers //= 4  # each number has an address of its own
+    depth = min(512, triton.next_power_of_2(hidden))
+    columns = 64 if interpreted else min(64, max(1, numbers // (2 * depth)))
+    inner = min(256, triton.next_power_of_2(size))
+    outer = 64 if interpreted else min(64, max(1, numbers // (inner * triton.next_power_of_2(top_k))))
+    return Launch(0, Blocks(columns, depth, 4, 1), Blocks(outer, inner, 4, 1))
+
+
+def few_rows(device: torch.device) -> int:
+    """Up to how many rows are computed one by one."""
+    return _FEW_ROWS_INTERPRETED if device.type == "cpu" else FEW_ROWS
+
+
+def few_tokens(places: int) -> int:
+    """How many tokens one program can sort; how many there are does not matter, lest kernels be compiled for each.
+
+    places: a token's, rounded up to a power of two.
+    """
+    return min(_FEW_TOKENS, _FEW_PLACES // places)
+
+
+def routed_by_one_program(tokens: int, places: int, scores: int) -> bool:
+    """Whether one program can route all these tokens and sort their rows; scores: a token's."""
+    return tokens <= few_tokens(places) and few_tokens(places) * scores <= _FEW_SCORES

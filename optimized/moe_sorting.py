@@ -1,0 +1,63 @@
+"""Sorting rows by expert: which launches it takes. `moe_sorting_kernels` says what a row, a position and a tile are."""
+
+from __future__ import annotations
+
+import torch
+import triton
+
+from .moe_sorting_kernels import add_up_kernel, count_kernel, place_kernel, sort_kernel
+
+Tensor = torch.Tensor
+
+#: Up to so many rows every program of the sort counts them all; more are counted block by block, in a launch before.
+_ROWS_COUNTED_BY_ALL = 4096
+# Small enough for small batches to take both ways.
+_ROWS_COUNTED_BY_ALL_INTERPRETED = 64
+
+
+def sort(
+    expert_ids: Tensor, order: Tensor, tiles: Tensor, num_tiles: Tensor, expert_offset: int, experts: int, tile: int
+) -> None:
+    """Write which rows make up which tile, in one launch while every program can count all rows, else in three."""
+    rows, bins = expert_ids.numel(), triton.next_power_of_2(experts)
+    interpreted = expert_ids.device.type == "cpu"
+    if rows <= (_ROWS_COUNTED_BY_ALL_INTERPRETED if interpreted else _ROWS_COUNTED_BY_ALL):
+        block = 32 if interpreted else 128
+        # Numbers in hand at once: no more than there are, and registers enough for large bins.
+        chunk = 1024 if rows <= 1024 or experts >= 1024 else 4096
+        sort_kernel[(triton.cdiv(rows, block),)](
+            expert_ids,
+            order,
+            tiles,
+            num_tiles,
+            rows,
+            expert_offset,
+            experts,
+            TILE=tile,
+            BLOCK=block,
+            CHUNK=chunk,
+            BINS=bins,
+            num_warps=8,
+        )
+        return
+    block, at_once, columns = (32, 2, min(128, bins)) if interpreted else (128, 128, min(32, bins))
+    blocks = triton.cdiv(rows, block)
+    counts = torch.empty((blocks, bins), dtype=torch.int32, device=expert_ids.device)
+    totals = torch.empty(bins, dtype=torch.int32, device=expert_ids.device)
+    count_kernel[(blocks,)](expert_ids, counts, rows, expert_offset, experts, BLOCK=block, BINS=bins, num_warps=4)
+    add_up_kernel[(bins // columns,)](counts, totals, blocks, BLOCKS=at_once, BINS=bins, COLUMNS=columns, num_warps=4)
+    place_kernel[(blocks,)](
+        expert_ids,
+        counts,
+        totals,
+        order,
+        tiles,
+        num_tiles,
+        rows,
+        expert_offset,
+        experts,
+        TILE=tile,
+        BLOCK=block,
+        BINS=bins,
+        num_warps=8,
+    )
