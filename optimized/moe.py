@@ -5,7 +5,7 @@ With r = t * k + j for the token t at its place j, and e its expert there,
     inner[r] = silu(W_gate[e] x[t]) * (W_up[e] x[t])           rounded to the dtype of x, as the operand of a product is
     y[t]     = sum_j weight[r] (W_down[e] inner[r])            in float32, in the order of the places
 
-How, depends on the number of rows alone, and each way reads the weights of experts that have rows, and no others:
+How, depends on the numbers of rows and experts alone, and each way reads the weights of experts that have rows, and no others:
 
 - A few rows: products of a matrix and a vector. Two launches: the first routes, too.
 - A few tokens: one program routes them and sorts the rows by expert into tiles; products of a tile and an expert's weights; a
@@ -65,7 +65,7 @@ def moe_experts(
         expert_offset: the id of the first of these experts.
 
     Returns:
-        y [T, Hd], contiguous, in the dtype of `x`; zero where no expert contributes. From 48 rows an expert on, what each
+        y [T, Hd], contiguous, in the dtype of `x`; zero where no expert contributes. From 24 rows an expert on, what each
         expert adds to a token is rounded to bfloat16 before it is added, if `x` is; otherwise it is float32. Working memory beside
         it: T k (I + Hd) numbers.
 
@@ -124,7 +124,7 @@ def moe(
     }
     arguments = moe_routing.kernel_arguments(router_logits, **chosen)
     tokens = x.shape[0]
-    few = tokens * top_k <= moe_launches.few_rows(x.device) or moe_launches.routed_by_one_program(
+    few = tokens * top_k <= moe_launches.few_rows(dims["El"], x.device) or moe_launches.routed_by_one_program(
         tokens, arguments["PLACES"], arguments["GROUPS"] * arguments["SIZE"]
     )
     if few:

@@ -244,7 +244,7 @@ def few_gate_up_kernel(
             found = weigh(logits, ids, token, used, wide, real, scaling, stride_lt, stride_le, WEIGHTS)
             tl.store(expert_ids + row + places, ids, mask=used)
             tl.store(weights + row + places, found, mask=used)
-        local = tl.sum(tl.sum(tl.where(places == place, ids, 0), axis=1), axis=0) - expert_offset
+        local = tl.max(tl.max(tl.where(places == place, ids, -1), axis=1), axis=0) - expert_offset
     else:
         local = tl.load(expert_ids + row) - expert_offset
     if (local < 0) | (local >= experts):

@@ -23,8 +23,6 @@ def sort(
     interpreted = expert_ids.device.type == "cpu"
     if rows <= (_ROWS_COUNTED_BY_ALL_INTERPRETED if interpreted else _ROWS_COUNTED_BY_ALL):
         block = 32 if interpreted else 128
-        # Numbers in hand at once: no more than there are, and registers enough for large bins.
-        chunk = 1024 if rows <= 1024 or experts >= 1024 else 4096
         sort_kernel[(triton.cdiv(rows, block),)](
             expert_ids,
             order,
@@ -35,7 +33,7 @@ def sort(
             experts,
             TILE=tile,
             BLOCK=block,
-            CHUNK=chunk,
+            CHUNK=1024,
             BINS=bins,
             num_warps=8,
         )

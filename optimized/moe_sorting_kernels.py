@@ -48,7 +48,7 @@ def _write_tiles(tiles, num_tiles, starts, total, TILE: tl.constexpr):
     """Cut each expert's positions, total[e] from starts[e] on, into tiles."""
     count = (total + (TILE - 1)) // TILE
     tile = tl.cumsum(count, 0) - count
-    tl.store(num_tiles, tl.sum(count, axis=0))
+    tl.store(num_tiles, tl.max(tile + count, axis=0))
     for n in range(tl.max(count, axis=0)):
         begin = starts + n * TILE
         end = tl.minimum(begin + TILE, starts + total)
@@ -200,11 +200,14 @@ def route_and_sort_kernel(
     key = local * N + i
     sooner = key[None, :] < key[:, None]
     same = local[None, :] == local[:, None]
-    position = tl.sum(sooner.to(tl.int32), axis=1)
-    among = tl.sum((same & sooner).to(tl.int32), axis=1)
-    count = tl.sum(same.to(tl.int32), axis=1)
+    # Three numbers of at most N in one sum: reductions are what takes the time here.
+    sums = tl.sum(sooner.to(tl.int32) + ((same & sooner).to(tl.int32) << 10) + (same.to(tl.int32) << 20), axis=1)
+    position = sums & 1023
+    among = (sums >> 10) & 1023
+    count = sums >> 20
     begins = (local < experts) & (among % TILE == 0)
     tile = tl.sum((sooner & begins[None, :]).to(tl.int32), axis=1)
     tl.store(order + position, row, mask=local < experts)
     _write_tile(tiles, tile, local, position, position + tl.minimum(count - among, TILE), begins)
-    tl.store(num_tiles, tl.sum(begins.to(tl.int32), axis=0))
+    # A largest number, not a sum: on few places Triton 3.6 adds some lanes of this layout twice.
+    tl.store(num_tiles, tl.max(tl.where(begins, tile + 1, 0), axis=0))
