@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
@@ -13,14 +14,15 @@ import typer
 
 from accuracy.gate import Rule
 from accuracy.sensitivity import table
-from accuracy.sensitivity.setup import Words, read
+from accuracy.sensitivity.setup import Words, keep, read
 from accuracy.sensitivity.trial import Distance, Setup, answered, judge
 from accuracy.tokens import through_engine
 from harness.files import write_whole
 
-#: Five sizes of batch, two of chunks, two ways of giving slots: 20 runs.
-BATCHES = (8, 16, 24, 48, 96)
-CHUNKS = (128, 1024)
+#: Five sizes of batch, two of chunks, two ways of giving slots: 20 runs. A batch of eight takes a GPU a minute.
+BATCHES = (32, 48, 64, 96, 192)
+#: A step holds a token of every request, so none is smaller than a batch.
+CHUNKS = (256, 1024)
 SEEDS = (0, 7)
 
 
@@ -34,20 +36,36 @@ def main(
     kernels: Annotated[str, typer.Option(help="As for sluicegate accuracy.")] = "optimized",
     concurrency: Annotated[int, typer.Option(help="Of the baseline.", min=1)] = 64,
     told: Annotated[int, typer.Option(help="Questions of the token check.", min=1)] = 100,
+    shots: Annotated[int, typer.Option(help="Worked problems before each of the miniature's questions.", min=0)] = 0,
     margin: Annotated[float, typer.Option(help="Of the gate.")] = 0.01,
-    runs: Annotated[int, typer.Option(help="How many right runs.", min=1, max=20)] = 20,
+    batch: Annotated[
+        list[int] | None,
+        typer.Option(
+            help=f"Most requests at once, four runs each; may be repeated. {', '.join(map(str, BATCHES))}.",
+            min=1,
+            max=min(CHUNKS),
+        ),
+    ] = None,
+    runs: Annotated[int | None, typer.Option(help="Only the first so many right runs.", min=1)] = None,
     time_limit: Annotated[float, typer.Option(help="Seconds after which nothing more is begun.")] = 1e9,
 ) -> None:
     """Compare right runs with one: how many answers flip, and whether the gate raises an alarm.
 
-    Writes OUT/specificity.json and .md. The same command goes on with what is missing.
+    Writes OUT/specificity.json and .md. The same command goes on with what is missing. Once the baseline is complete (--runs 1),
+    several may run in one folder, each with a --batch of its own; the command without --batch then puts all runs on one page.
     """
-    begun, words = time.monotonic(), Words(model, task, limit, device, dtype, kernels, concurrency, told)
+    begun = time.monotonic()
+    try:
+        words = Words(model, task, limit, device, dtype, kernels, concurrency, told, shots=shots)
+        keep(words, margin, out)
+    except ValueError as error:
+        typer.echo(f"accuracy.specificity: {error}", err=True)
+        raise typer.Exit(2) from error
     setup, rule = read(words), Rule(margin=margin)
     baseline = answered(setup, setup.answering(), out / "runs" / "right.jsonl", "right")
     logits = through_engine(setup.answering(), setup.told)
     rows: list[dict[str, Any]] = []
-    for name, way in list(ways(setup).items())[:runs]:
+    for name, way in list(ways(setup, batch or BATCHES).items())[:runs]:
         path = out / "right" / f"{name.replace(' ', '-')}.json"
         if not path.exists():
             if time.monotonic() - begun > time_limit:
@@ -78,11 +96,11 @@ def main(
     typer.echo(f"{found['summary']}; {path}")
 
 
-def ways(setup: Setup) -> dict[str, Setup]:
+def ways(setup: Setup, batches: Sequence[int] = BATCHES) -> dict[str, Setup]:
     """Right ways to ask the same, by name."""
     return {
         f"batch {batch} chunks {chunk} seed {seed}": replace(setup, concurrency=batch, chunk_budget=chunk, seed=seed)
-        for batch, chunk, seed in product(BATCHES, CHUNKS, SEEDS)
+        for batch, chunk, seed in product(batches, CHUNKS, SEEDS)
     }
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import islice
 from pathlib import Path
 
 from harness.files import write_whole
@@ -79,11 +80,22 @@ def load(name: str, *, limit: int | None = None, gsm8k: Path | None = None) -> T
     raise ValueError(f"--task: got {name!r}, expected one of {', '.join(NAMES)}, or a file of questions")
 
 
-def miniature() -> Task:
-    """The held-out problems of the project's own, without examples: the miniature has learnt nothing else."""
-    from accuracy.problems.generator import held_out
+def miniature(shots: int = 0) -> Task:
+    """The held-out problems of the project's own.
 
-    return Task("miniature", "1", tuple(plain(p.question, p.solution) for p in held_out(annotations=False)))
+    Args:
+        shots: worked problems before each question, as the miniature's rows of training had them. Each question has others, so
+            no prefix cache spares a prompt's computation; none of them is held out.
+    """
+    from accuracy.problems.generator import generate, held_out
+
+    examples = (plain(p.question, p.solution) for p in generate(0, "train", annotations=False))
+    asked = []
+    for problem in held_out(annotations=False):
+        one = plain(problem.question, problem.solution)
+        before = "".join(f"{shown.prompt} {shown.target}\n\n" for shown in islice(examples, shots))
+        asked.append(replace(one, prompt=before + one.prompt))
+    return Task("miniature", f"1, {shots} examples" if shots else "1", tuple(asked))
 
 
 def read_gsm8k(path: Path, limit: int | None = None) -> list[Asked]:

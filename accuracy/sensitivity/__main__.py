@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +16,7 @@ import typer
 
 from accuracy.gate import Rule
 from accuracy.sensitivity import faults, table, worker
-from accuracy.sensitivity.setup import Words
+from accuracy.sensitivity.setup import Words, keep
 
 
 def main(
@@ -27,17 +29,21 @@ def main(
     kernels: Annotated[str, typer.Option(help="What the faults are planted into.")] = "optimized",
     concurrency: Annotated[int, typer.Option(help="Most requests at once.", min=1)] = 64,
     told: Annotated[int, typer.Option(help="Questions of the token check.", min=1)] = 100,
+    shots: Annotated[int, typer.Option(help="Worked problems before each of the miniature's questions.", min=0)] = 0,
+    chunk_budget: Annotated[
+        int | None, typer.Option(help="Most tokens in a step; longer prompts are cut. 512, on a GPU 8192.", min=1)
+    ] = None,
     margin: Annotated[float, typer.Option(help="Of the gate.")] = 0.01,
     fault: Annotated[list[str] | None, typer.Option(help="Only this one; may be repeated.")] = None,
     time_limit: Annotated[float, typer.Option(help="Seconds after which nothing more is begun.")] = 1e9,
     patience: Annotated[float, typer.Option(help="Seconds for one fault before it counts as hung.")] = 300.0,
-    work: Annotated[bool, typer.Option("--worker", hidden=True)] = False,
+    processes: Annotated[int, typer.Option(help="Faults at once: one model does not fill a GPU.", min=1)] = 1,
+    current: Annotated[Path | None, typer.Option("--worker", hidden=True)] = None,
 ) -> None:
     """Plant each fault, ask the task, and say which of three ways notices: the paired gate, the token check, a threshold.
 
     Writes OUT/sensitivity.json and .md. The same command goes on with what is missing.
     """
-    words = Words(model, task, limit, device, dtype, kernels, concurrency, told)
     known = faults.known()
     ids = list(fault or known)
     if unknown := [id for id in ids if id not in known]:
@@ -45,19 +51,35 @@ def main(
             f"accuracy.sensitivity: --fault: got {', '.join(unknown)}, expected some of {', '.join(known)}", err=True
         )
         raise typer.Exit(2)
-    out.mkdir(parents=True, exist_ok=True)
-    rule = Rule(margin=margin)
-    if work:
-        worker.run(words, ids, out, rule, time_limit)
+    try:
+        words = Words(
+            model, task, limit, device, dtype, kernels, concurrency, told, shots=shots, chunk_budget=chunk_budget
+        )
+        keep(words, margin, out)
+    except ValueError as error:
+        typer.echo(f"accuracy.sensitivity: {error}", err=True)
+        raise typer.Exit(2) from error
+    if current is not None:
+        worker.run(words, ids, out, Rule(margin=margin), time_limit, current)
         return
     begun = time.monotonic()
-    while missing := [id for id in ids if not worker.result_file(out, id).exists()]:
-        left = time_limit - (time.monotonic() - begun)
-        if left <= 0 or not _watched([*sys.argv[1:], "--worker"], missing, out, left, patience):
-            break
+
+    def tried(lane: int, mine: Sequence[str]) -> None:
+        while left_over := _missing(mine, out):
+            left = time_limit - (time.monotonic() - begun)
+            if left <= 0 or not _watched(sys.argv[1:], left_over, out, left, patience, out / f"current-{lane}"):
+                break
+
+    missing = _missing(ids, out)
+    if processes > 1:
+        # One alone completes the baseline, which all others read.
+        tried(0, missing[:1])
+        missing = [] if _missing(missing[:1], out) else missing[1:]
+    with ThreadPoolExecutor(processes) as pool:
+        list(pool.map(tried, range(processes), [missing[lane::processes] for lane in range(processes)]))
     rows = [json.loads(worker.result_file(out, id).read_text()) for id in ids if worker.result_file(out, id).exists()]
     right = out / "right.json"
-    left_out = [id for id in ids if not worker.result_file(out, id).exists()]
+    left_out = _missing(ids, out)
     found = {
         "measured": asdict(words) | {"margin": margin},
         "right": json.loads(right.read_text()) if right.exists() else None,
@@ -70,12 +92,20 @@ def main(
     typer.echo(f"{found['summary']}, {len(left_out)} not tried; {path}")
 
 
-def _watched(arguments: list[str], ids: list[str], out: Path, seconds: float, patience: float) -> bool:
-    """Have a process try these; False where it ended without having tried anything more, for want of time or of a setup."""
-    current = out / "current"
+def _missing(ids: Sequence[str], out: Path) -> list[str]:
+    return [id for id in ids if not worker.result_file(out, id).exists()]
+
+
+def _watched(arguments: list[str], ids: list[str], out: Path, seconds: float, patience: float, current: Path) -> bool:
+    """Have a process try these; False where it ended without having tried anything more, for want of time or of a setup.
+
+    Args:
+        current: where it says what it is trying.
+    """
     current.unlink(missing_ok=True)
     done = _done(ids, out)
-    words = _without(arguments, "--fault", "--time-limit")
+    words = _without(arguments, "--fault", "--time-limit", "--processes")
+    words += ["--worker", str(current)]
     words += [word for id in ids for word in ("--fault", id)] + ["--time-limit", str(seconds)]
     process = subprocess.Popen([sys.executable, "-m", "accuracy.sensitivity", *words])
     hung = False
@@ -95,7 +125,7 @@ def _watched(arguments: list[str], ids: list[str], out: Path, seconds: float, pa
 
 
 def _done(ids: list[str], out: Path) -> int:
-    return sum(worker.result_file(out, id).exists() for id in ids)
+    return len(ids) - len(_missing(ids, out))
 
 
 def _without(words: list[str], *options: str) -> list[str]:

@@ -35,12 +35,14 @@ def write(out: Path, id: str, record: dict[str, Any]) -> None:
     write_whole(path, json.dumps(head | record, indent=2) + "\n")
 
 
-def run(words: Words, ids: Sequence[str], out: Path, rule: Rule, seconds: float) -> None:
+def run(words: Words, ids: Sequence[str], out: Path, rule: Rule, seconds: float, current: Path | None = None) -> None:
     """Try these until the time is over. What is being tried is in the file `current`, for whoever watches.
 
-    Ends after a fault that raised on a GPU, whose context may be unusable.
+    Several processes may do so in one folder once its baseline is complete, each with faults and a file of its own. Ends after a
+    fault that raised on a GPU, whose context may be unusable.
     """
     deadline = time.monotonic() + seconds
+    current = current or out / "current"
     setup = read(words)
     baseline = answered(setup, setup.answering(), out / "runs" / "right.jsonl", "right")
     logits = through_engine(setup.answering(), setup.told)
@@ -48,7 +50,7 @@ def run(words: Words, ids: Sequence[str], out: Path, rule: Rule, seconds: float)
     for id in ids:
         if time.monotonic() > deadline:
             return
-        write_whole(out / "current", id)
+        write_whole(current, id)
         begun = time.monotonic()
         try:
             found = tried(setup, id, baseline, logits, right, rule, out)
@@ -56,7 +58,7 @@ def run(words: Words, ids: Sequence[str], out: Path, rule: Rule, seconds: float)
             last = traceback.extract_tb(error.__traceback__)[-1]
             found = {"broke": f"raised {type(error).__name__}", "message": f"{error} ({last.name}, line {last.lineno})"}
         write(out, id, found | {"seconds": round(time.monotonic() - begun, 1)})
-        (out / "current").unlink()
+        current.unlink()
         if "broke" in found and setup.model.device.type == "cuda":
             return
 
@@ -75,16 +77,29 @@ def tried(
 
 
 def noise(setup: Setup, words: Words, logits: Sequence[Tensor], out: Path) -> Distance:
-    """The most that right ways of computing the same differ by: other kernels, another batch, other chunks."""
+    """The most that right ways of computing the same differ by: other kernels, another batch, other chunks.
+
+    A folder has one setup, so what an earlier process found there holds.
+    """
+    path = out / "right.json"
+    if path.exists():
+        return Distance(**json.loads(path.read_text())["farthest"])
     other = "references" if words.kernels.startswith("oracle") else "oracle"
     kernels = HybridModel(setup.model.config, setup.model.weights, KernelSet.named(other))
     ways = {
         other: replace(setup, model=kernels, graphs=False),
         "a quarter of the batch": replace(setup, concurrency=max(1, setup.concurrency // 4)),
-        "small chunks": replace(setup, chunk_budget=max(64, setup.concurrency), seed=1),
+        **other_chunks(setup),
     }
     found = {name: Distance.between(logits, through_engine(way.answering(), setup.told)) for name, way in ways.items()}
     right = farthest(list(found.values()))
     record = {"farthest": asdict(right), "ways": {name: asdict(one) for name, one in found.items()}}
-    write_whole(out / "right.json", json.dumps(record, indent=2) + "\n")
+    write_whole(path, json.dumps(record, indent=2) + "\n")
     return right
+
+
+def other_chunks(setup: Setup) -> dict[str, Setup]:
+    """The same prompts cut where the setup does not cut them."""
+    if setup.chunk_budget is None:
+        return {"small chunks": replace(setup, chunk_budget=max(64, setup.concurrency), seed=1)}
+    return {"large chunks": replace(setup, chunk_budget=None, seed=1)}

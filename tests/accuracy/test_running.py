@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from accuracy import tasks
 from accuracy.answering import Answering, Tokenizer, settings_for
 from accuracy.drawing import draw
 from accuracy.gate import Rule, compare
@@ -34,6 +35,23 @@ def answering(tokenizer: Tokenizer, concurrency: int = 3) -> Answering:
 def ran(path: Path, tokenizer: Tokenizer, concurrency: int = 3) -> Run:
     with Writer(path, info(len(ASKED))) as writer:
         return answer_all(ASKED, answering(tokenizer, concurrency), writer)
+
+
+def test_examples_before_a_question_are_others_each_time_and_none_is_held_out() -> None:
+    bare, shown = tasks.miniature(), tasks.miniature(2)
+    assert bare.version != shown.version
+    held = {one.prompt for one in bare.asked}
+    seen: set[str] = set()
+    for one, with_examples in zip(bare.asked, shown.asked, strict=True):
+        *examples, last = with_examples.prompt.split("\n\n")
+        assert (last, with_examples.target) == (one.prompt, one.target)
+        assert len(examples) == 2
+        for example in examples:
+            question, solution = example.split("\nAnswer: ")
+            assert f"{question}\nAnswer:" not in held
+            assert solution.splitlines()[-1].startswith("#### ")
+        assert not seen & set(examples)
+        seen = set(examples)
 
 
 def test_questions_are_read(tmp_path: Path) -> None:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from accuracy import specificity
+from accuracy.answering import settings_for
 from accuracy.gate import Rule
 from accuracy.sensitivity import __main__ as command
-from accuracy.sensitivity import faults, table, worker
-from accuracy.sensitivity.setup import Words, read
+from accuracy.sensitivity import faults, table, trial, worker
+from accuracy.sensitivity.setup import Words, keep, read
 from accuracy.sensitivity.trial import Distance, farthest, usual
 from serving.kernel_set import OPERATORS
+from serving.settings import EngineSettings
 from tests.accuracy import models
 from tests.accuracy.runs import run
 
@@ -81,16 +85,19 @@ def test_a_fault_that_raises_is_a_result(words: Words, tmp_path: Path, monkeypat
 def test_a_crash_and_a_hang_are_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, said: str
 ) -> None:
-    popen = command.subprocess.Popen
+    popen, current = command.subprocess.Popen, tmp_path / "current-3"
 
     def started(words: list[str]) -> object:
-        assert words[-4:] == ["--fault", "expert-missing", "--time-limit", "9"]
-        (tmp_path / "current").write_text("expert-missing")
+        assert words[-6:] == ["--worker", str(current), "--fault", "expert-missing", "--time-limit", "9"]
+        assert not {"a", "--processes", "--time-limit=3"} & set(words)
+        current.write_text("expert-missing")
         return popen([sys.executable, "-c", script])
 
     monkeypatch.setattr(command.subprocess, "Popen", started)
-    arguments = ["--fault", "a", "--time-limit=3", "--out", "x"]
-    assert command._watched(arguments, ["expert-missing"], tmp_path, 9, 0.0 if "sleep" in script else 60.0)
+    arguments = ["--fault", "a", "--time-limit=3", "--processes", "4", "--out", "x"]
+    patience = 0.0 if "sleep" in script else 60.0
+    assert command._watched(arguments, ["expert-missing"], tmp_path, 9, patience, current)
+    assert not current.exists()
     assert json.loads(worker.result_file(tmp_path, "expert-missing").read_text())["broke"] == said
 
 
@@ -100,6 +107,75 @@ def test_an_unknown_fault_is_refused() -> None:
     done = CliRunner().invoke(application, ["--model", "x", "--out", "y", "--fault", "z"])
     assert done.exit_code == 2
     assert "got z, expected some of decode-no-decay" in done.output
+
+
+def test_words_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
+    application = command.typer.Typer()
+    application.command()(command.main)
+    for words, said in (
+        (["--chunk-budget", "16", "--concurrency", "32"], "--chunk-budget: got 16, expected at least the 32"),
+        (["--shots", "3", "--task", "gsm8k"], "--shots: got 3 for gsm8k"),
+    ):
+        done = CliRunner().invoke(application, ["--model", "x", "--out", str(tmp_path / "out"), *words])
+        assert (done.exit_code, said in done.output) == (2, True), done.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_has_results_of_one_setup(words: Words, tmp_path: Path) -> None:
+    for _ in range(2):
+        keep(words, 0.01, tmp_path)
+    with pytest.raises(ValueError, match="has results with chunk_budget None, got 8"):
+        keep(replace(words, chunk_budget=8), 0.01, tmp_path)
+    with pytest.raises(ValueError, match=r"has results with margin 0.01, got 0.02"):
+        keep(words, 0.02, tmp_path)
+
+
+def test_baseline_and_fault_are_asked_with_the_same_chunks(
+    words: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budgets = []
+
+    def made(*arguments: Any, **keywords: Any) -> EngineSettings:
+        settings = settings_for(*arguments, **keywords)
+        budgets.append((settings.max_batch_size, settings.max_tokens))
+        return settings
+
+    monkeypatch.setattr(trial, "settings_for", made)
+    worker.run(replace(words, limit=1, told=1, chunk_budget=48), ["expert-missing"], tmp_path, Rule(), 300)
+    # The baseline's answers and logits; what right runs differ by: other kernels, batch, chunks; the fault.
+    assert budgets == [(2, 48), (2, 48), (2, 48), (1, 48), (2, 512), (2, 48), (2, 48)]
+    assert set(json.loads((tmp_path / "right.json").read_text())["ways"]) == {
+        "references",
+        "a quarter of the batch",
+        "large chunks",
+    }
+    budgets.clear()
+    worker.run(replace(words, limit=1, told=1, chunk_budget=48), ["wrong-rope-base"], tmp_path, Rule(), 300)
+    assert len(budgets) == 4, "what right runs differ by is known"
+
+
+def test_several_processes_share_a_baseline_and_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = list(faults.known())[:6]
+    begun: list[tuple[list[str], Path]] = []
+    works = True
+
+    def watched(_: object, mine: list[str], out: Path, *others: Any) -> bool:
+        begun.append((mine, others[-1]))
+        for id in mine if works else ():
+            worker.write(out, id, {"broke": "x"})
+        return works
+
+    monkeypatch.setattr(command, "_watched", watched)
+    command.main("x", tmp_path / "works", processes=2, fault=ids)
+    assert begun[0] == (ids[:1], tmp_path / "works" / "current-0"), "one alone, for the baseline"
+    assert sorted(begun[1:]) == [
+        (ids[1::2], tmp_path / "works" / "current-0"),
+        (ids[2::2], tmp_path / "works" / "current-1"),
+    ]
+    begun.clear()
+    works = False
+    command.main("x", tmp_path / "fails", processes=2, fault=ids)
+    assert len(begun) == 1, "without a baseline they would all write one"
 
 
 def test_threshold_is_the_usual_one() -> None:
@@ -121,11 +197,22 @@ def test_distances() -> None:
 
 def test_right_runs_raise_no_alarm(words: Words, tmp_path: Path) -> None:
     assert len(specificity.ways(read(words))) == 20
+    assert len(specificity.ways(read(words), (5, 6))) == 8
+    assert max(specificity.BATCHES) <= min(specificity.CHUNKS), "a step would be larger than its name says"
     for runs in (1, 2):
         specificity.main(
-            words.model, tmp_path, limit=3, device="cpu", kernels="oracle", concurrency=2, told=2, runs=runs
+            words.model,
+            tmp_path,
+            limit=3,
+            device="cpu",
+            kernels="oracle",
+            concurrency=2,
+            told=2,
+            batch=[8],
+            runs=runs,
         )
     found = json.loads((tmp_path / "specificity.json").read_text())
     assert found["summary"]["runs"] == 2
     assert found["summary"]["alarms"] == 0
     assert [row["same_text"] for row in found["rows"]] == [3, 3]
+    assert [row["id"] for row in found["rows"]] == ["batch 8 chunks 256 seed 0", "batch 8 chunks 256 seed 7"]
