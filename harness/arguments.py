@@ -203,7 +203,7 @@ def arguments_body(context: Context, case: Case) -> None:
         call = _packed(context, case)
         named = _hinted(context, named_arguments(context, call))
         changed = (breakage.argument, *breakage.also)
-        broken = named | breakage.beside | {name: breakage.value(named.get(name)) for name in changed}
+        broken = {**named, **breakage.beside, **{name: breakage.value(named.get(name)) for name in changed}}
         broken |= dict.fromkeys(breakage.without)
         _require_rejected(context, breakage, call, broken)
         context.cases += 1
