@@ -6,7 +6,6 @@ A batch of `moe_routing` and one of `moe` differ in what their logits are called
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -14,9 +13,9 @@ import torch
 from torch import Tensor
 
 import references
-from harness import execution
+from harness import arguments, execution
 from harness.batch import Batch, Result
-from harness.case import Case
+from harness.case import Case, Layout, Segment
 from harness.context import Context, Property
 from harness.failure import Row, fail
 from harness.memory import Arena, PoisonedAllocations
@@ -55,19 +54,6 @@ def routed(case: Case, method: str, **options: Any) -> Case:
     return case.with_(options={**case.options, **plain, **options})
 
 
-def often_grouped(operator: str) -> Callable[[Scale, str], Any]:
-    """Cases of the operator, of which every other one is routed by groups: it has most that can be wrong about a call."""
-
-    def grouped(case: Case) -> Case:
-        if case.choice & 1 or case.dims["E"] < 4:
-            return case
-        dims = {**case.dims, "E": 8, "k": 2} | ({"El": 8} if "El" in case.dims else {})
-        first = {"first": 0} if "first" in case.options else {}
-        return routed(case, "deepseek_v3", n_group=4, topk_group=2, bias="small", **first).with_(dims=dims)
-
-    return lambda scale, dtype: get(operator).cases(scale, dtype).map(grouped)
-
-
 def _claims(context: Context, method: str) -> bool:
     return method in (context.capabilities.routing_methods or (method,))
 
@@ -76,6 +62,15 @@ def _one_of(context: Context, case: Case, methods: tuple[str, ...]) -> str | Non
     """The method for this case among those that the subject claims; None where it claims none of them."""
     claimed = [method for method in methods if _claims(context, method)]
     return claimed[case.choice % len(claimed)] if claimed else None
+
+
+# -- bad arguments ------------------------------------------------------------------------------------------------------
+
+
+def bad_arguments_body(context: Context, case: Case) -> None:
+    """Every case without a bias and with one: without it, nothing but the logits says how many experts there are."""
+    for bias in (None, "small"):
+        arguments.arguments_body(context, case.with_(options={**case.options, "bias": bias}))
 
 
 # -- what changes nothing ---------------------------------------------------------------------------------------------
@@ -234,14 +229,14 @@ def _require_shares(context: Context, batch: Batch) -> None:
 
 
 def rows_apart_body(context: Context, case: Case) -> None:
-    """A token of NaN, in whatever tile it lies, leaves every other token its bits."""
+    """A token of NaN, in whatever tile it lies, leaves every other token its bits; so does one whose logits are NaN."""
     batch = context.batch(case)
     if not case.tokens:
         return
-    token = case.choice % case.tokens
-    names = [_logits_name(batch)] if case.choice & 256 or case.operator == "moe_routing" else ["x"]
-    poisoned = batch
-    for name in names:
+    names = [_logits_name(batch)] if case.operator == "moe_routing" else ["x", _logits_name(batch)]
+    # Each in a token of its own, if there are two.
+    poisoned, hurt = batch, [(case.choice + place) % case.tokens for place in range(len(names))]
+    for name, token in zip(names, hurt, strict=True):
         rows = batch.packed(name).clone()
         rows[token] = float("nan")
         parts = rows.split(batch.lengths)
@@ -249,10 +244,10 @@ def rows_apart_body(context: Context, case: Case) -> None:
             poisoned, tokens=tuple({**item, name: one} for item, one in zip(poisoned.tokens, parts, strict=True))
         )
     got, expected = context.run(poisoned), context.run(batch)
-    why = f"NaN in token {token} must not reach any other"
+    why = f"NaN in token {' and '.join(map(str, hurt))} must not reach any other"
     rows_of = [torch.cat(result.outputs) for result in (got, expected)]
     for rows in rows_of:
-        rows[token] = 0
+        rows[hurt] = 0
     if not context.capabilities.bitwise:
         if bool(rows_of[0].isnan().any()):
             fail("non-finite", why)
@@ -357,7 +352,8 @@ def experts_split_body(context: Context, case: Case) -> None:
     """What the experts of two or three GPUs return adds up to what all return."""
     batch = context.batch(whole(case))
     experts = case.dims["E"]
-    cuts = sorted({0, experts, case.choice % (experts + 1), (case.choice // 7) % (experts + 1)})
+    # The first cut leaves experts on both sides, where there are two.
+    cuts = sorted({0, experts, 1 + case.choice % max(1, experts - 1), (case.choice // 7) % (experts + 1)})
     parts = []
     for first, end in itertools.pairwise(cuts):
         shared = {**batch.shared, **{name: batch.shared[name][first:end] for name in ("w_gate_up", "w_down")}}
@@ -427,22 +423,43 @@ def unread_body(context: Context, case: Case) -> None:
 
     Tokens go to experts of a stretch of ids; what lies before and behind it counts as outside of the buffers.
     """
-    case = whole(case).with_(layout=case.layout.__class__())
-    batch = context.batch(routed(case, case.options["method"], scaling=case.options["scaling"]))
     experts, chosen = case.dims["E"], case.dims["k"]
-    first = case.choice % (experts - chosen + 1)
-    end = first + chosen + (case.choice // 16) % (experts - first - chosen + 1)
+    if experts < chosen + 2:
+        return  # a smaller case, tried while shrinking
+    # One expert before the stretch and one behind it at least.
+    first = 1 + case.choice % (experts - chosen - 1)
+    end = first + chosen + (case.choice // 16) % (experts - first - chosen)
+    batch = context.batch(case)
     ids = torch.arange(experts, device=batch.device)
     logits = torch.where((ids >= first) & (ids < end), logits_of(batch).float().clamp(-8, 8), -APART)
     batch = with_logits(batch, logits)
+    # Few rows and many are computed in different ways.
+    for part in (batch, batch.select([0])) if batch.size > 1 else (batch,):
+        _require_unread(context, part, range(first, end))
+
+
+def _require_unread(context: Context, batch: Batch, experts: range) -> None:
+    """No other experts than these may be read."""
     operator, arena = context.tokens, Arena(context.device)
     call = operator.pack(batch, arena)
     for buffer in arena.buffers:
         if buffer.name in ("w_gate_up", "w_down"):
             start, size = buffer.first, buffer.view.stride(0)
-            buffer.first, buffer.last = start + first * size, start + end * size
+            buffer.first, buffer.last = start + experts.start * size, start + experts.stop * size
     out = execution.invoke(context.function, call, check_memory=context.check_memory, what=operator.name)
     context.require_within_budget(operator.unpack(out, call, batch), batch)
+
+
+def some_idle(scale: Scale, dtype: str) -> Any:
+    """Cases for `unread`: two experts more than a token has, all of them here, and more rows than a few behind the drawn ones."""
+
+    def fit(case: Case) -> Case:
+        experts = max(case.dims["E"], case.dims["k"] + 2)
+        sequences = (Segment(1 + case.tokens % 4), Segment(9 + case.tokens))
+        plain = routed(case, case.options["method"], scaling=case.options["scaling"], first=0)
+        return plain.with_(layout=Layout(), sequences=sequences, dims={**case.dims, "E": experts, "El": experts})
+
+    return get("moe").cases(scale, dtype).map(fit)
 
 
 #: Bytes that a call may allocate for each byte of its routed rows (their inner activations and what they return) and of y.
@@ -466,6 +483,7 @@ def working_memory_body(context: Context, case: Case) -> None:
         fail("copies state", text, mark="working memory")
 
 
+bad_arguments = replace(arguments.bad_arguments, body=bad_arguments_body)
 shifted = Property("logits_shifted", "relations", shifted_body)
 naive = Property("renormalize_equals_naive", "relations", naive_body)
 constant_bias = Property("constant_bias", "relations", constant_bias_body, weight=0.5)
@@ -484,5 +502,11 @@ appended = Property("tokens_appended", "relations", appended_body)
 unchosen = Property("unchosen_experts_may_hold_nan", "relations", unchosen_body)
 # Only the interpreter knows what is read.
 unread = Property(
-    "unchosen_experts_are_not_read", "cost", unread_body, weight=1.5, devices=("cpu",), dtypes=("bfloat16",)
+    "unchosen_experts_are_not_read",
+    "cost",
+    unread_body,
+    weight=1.5,
+    devices=("cpu",),
+    dtypes=("bfloat16",),
+    strategy=some_idle,
 )

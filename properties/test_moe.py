@@ -73,24 +73,29 @@ def slots_permuted_body(context: Context, case: Case) -> None:
 
 
 def nobody_body(context: Context, case: Case) -> None:
-    """A place without an expert (-1, one of another GPU) gives nothing, though its weight be NaN; a token without any, zero."""
+    """A place without an expert (-1, one of another GPU) gives nothing, though its weight be NaN; a token without any, zero.
+
+    So do all places of a step that is nothing but padding.
+    """
     batch = context.batch(case)
     draw = torch.Generator().manual_seed(case.choice)
-    gone = (torch.rand(case.tokens, case.dims["k"], generator=draw) < 0.5).to(batch.device)
-    if case.choice & 1:
-        gone[:] = True  # a step of nothing but padding
-    name = -1 if case.choice & 2 else case.dims["E"] + case.choice % 5
+    drawn = torch.rand(2, case.tokens, case.dims["k"], generator=draw).to(batch.device)
+    names = torch.where(drawn[0] < 0.5, -1, case.dims["E"] + case.choice % 5).int()
+    for gone in (drawn[1] < 0.5, torch.ones_like(drawn[1], dtype=torch.bool)):
+        _require_nothing_from(context, batch, gone, names)
 
-    def without(value: float) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        return lambda ids, weights: (ids.masked_fill(gone, name), weights.masked_fill(gone, value))
 
-    got = through_experts(context, batch, without(float("nan")))
+def _require_nothing_from(context: Context, batch: Batch, gone: Tensor, names: Tensor) -> None:
+    """The places that are `gone`, of these ids and of a weight of NaN, count as places of no weight."""
 
-    # The same places, of no weight: what the experts return there is finite.
+    def without(ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.where(gone, names, ids), weights.masked_fill(gone, float("nan"))
+
+    # The same places with their experts: what those return is finite.
     def weightless(ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         return ids, weights.masked_fill(gone, 0.0)
 
-    expected = through_experts(context, batch, weightless)
+    got, expected = (through_experts(context, batch, change) for change in (without, weightless))
     context.require_within_budget(
         got, batch, oracle=Result(tuple(o.double() for o in expected.outputs), expected.states), by="without"
     )
@@ -165,6 +170,15 @@ def many_experts(scale: Scale, dtype: str) -> Any:
     return MIXTURE.cases(scale, dtype).map(fit)
 
 
+def variants_body(context: Context, case: Case) -> None:
+    """Eight experts a token, so that nearly any number of tokens is many rows, and one, so that more numbers of them are few."""
+    case = moe_relations.whole(moe_relations.routed(case, case.options["method"], bias=case.options["bias"]))
+    experts = max(8, case.dims["E"])
+    for chosen in (1,) if case.options["method"] == "llama4" else (8, 1):
+        dims = {**case.dims, "E": experts, "El": experts, "k": chosen}
+        guards.variants_body(context, case.with_(dims=dims), guards.WORKLOAD // 2)
+
+
 def many_experts_body(context: Context, case: Case) -> None:
     """Every other token goes to the last experts: among so many hardly one would by chance."""
     batch = context.batch(case)
@@ -197,9 +211,8 @@ crowd = Property(
 published = relations.published(MIXTURE.published_cases)
 far_apart = relations.far_apart(few_or_more_rows)
 stretched_axes = replace(views.stretched_axes(OPERATOR), strategy=few_experts_apart)
-bad_arguments = replace(
-    arguments.bad_arguments, dtypes=("bfloat16",), examples=6, strategy=moe_relations.often_grouped(OPERATOR)
-)
+bad_arguments = replace(moe_relations.bad_arguments, dtypes=("bfloat16",))
+variants = replace(guards.variants, body=variants_body)
 launch_count = replace(guards.launch_count, dtypes=("bfloat16",), examples=2, strategy=every_launch)
 cold_equals_warm = replace(relations.cold_equals_warm, examples=1)
 working_memory = Property(
@@ -216,6 +229,8 @@ PROPERTIES = (
     moe_relations.exact,
     crowd,
     published,
+    moe_relations.unread,
+    working_memory,
     *in_one_dtype(
         "bfloat16",
         relations.alone,
@@ -229,7 +244,7 @@ PROPERTIES = (
         relations.memory,
         relations.poison_independent,
         views.spread_vectors,
-        guards.variants,
+        variants,
         guards.graph_replay,
     ),
     *in_one_dtype(
@@ -257,8 +272,6 @@ PROPERTIES = (
     far_apart,
     far_experts,
     stretched_axes,
-    moe_relations.unread,
-    working_memory,
 )
 
 
