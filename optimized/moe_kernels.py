@@ -15,23 +15,23 @@ from .moe_sorting_kernels import LINE
 
 
 @triton.jit
-def grouped_gate_up_kernel(
+def _gate_up_rows(
     x,
-    w_gate_up,
+    weights_of_expert,
     order,
-    tiles,
-    num_tiles,
     inner,
+    first,
+    end,
+    column,
     hidden,
     size,
     top_k,
     stride_xt,
     stride_xd,
-    stride_we,
     stride_wn,
     stride_wk,
     stride_inner,
-    TILE: tl.constexpr,
+    ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
     EVEN_COLUMNS: tl.constexpr,
@@ -39,27 +39,19 @@ def grouped_gate_up_kernel(
     PRODUCTS: tl.constexpr,
     PTX: tl.constexpr,
 ):
-    """inner[position, column] of one tile's rows and COLUMNS columns. Neighbouring programs share the tile's tokens."""
-    column_blocks = tl.cdiv(size, COLUMNS)
-    tile = tl.program_id(0) // column_blocks
-    if tile >= tl.load(num_tiles):
-        return
-    expert = tl.load(tiles + tile * LINE).to(tl.int64)
-    first = tl.load(tiles + tile * LINE + 1)
-    end = tl.load(tiles + tile * LINE + 2)
-    position = first + tl.arange(0, TILE)
+    """inner[position, column] of the positions from `first` up to and without `end`, which are at most ROWS."""
+    position = first + tl.arange(0, ROWS)
     # A place without a row repeats the tile's last one; nobody reads what becomes of it.
     token = tl.load(order + tl.minimum(position, end - 1)) // top_k
-    column = (tl.program_id(0) % column_blocks) * COLUMNS + tl.arange(0, COLUMNS)
     weight_row = column
     if not EVEN_COLUMNS:
         weight_row = tl.minimum(column, size - 1)
     k = tl.arange(0, DEPTH)
     tokens = x + token.to(tl.int64)[:, None] * stride_xt + k[None, :] * stride_xd
-    gates = w_gate_up + expert * stride_we + weight_row[:, None] * stride_wn + k[None, :] * stride_wk
+    gates = weights_of_expert + weight_row[:, None] * stride_wn + k[None, :] * stride_wk
     ups = gates + size * stride_wn
-    gate = tl.zeros((TILE, COLUMNS), tl.float32)
-    up = tl.zeros((TILE, COLUMNS), tl.float32)
+    gate = tl.zeros((ROWS, COLUMNS), tl.float32)
+    up = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(0, hidden, DEPTH):
         if EVEN_DEPTH:
             a = tl.load(tokens)
@@ -84,45 +76,91 @@ def grouped_gate_up_kernel(
 
 
 @triton.jit
-def grouped_down_kernel(
-    inner,
-    w_down,
-    weights,
+def grouped_gate_up_kernel(
+    x,
+    w_gate_up,
     order,
     tiles,
     num_tiles,
-    parts,
+    inner,
     hidden,
     size,
-    stride_inner,
+    top_k,
+    stride_xt,
+    stride_xd,
     stride_we,
     stride_wn,
     stride_wk,
+    stride_inner,
     TILE: tl.constexpr,
+    HALVES: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
     EVEN_COLUMNS: tl.constexpr,
     EVEN_DEPTH: tl.constexpr,
     PRODUCTS: tl.constexpr,
+    PTX: tl.constexpr,
 ):
-    """parts[row, column], what a token's expert adds to it, of one tile's rows and COLUMNS columns."""
-    column_blocks = tl.cdiv(hidden, COLUMNS)
+    """inner[position, column] of one tile's rows and COLUMNS columns. Neighbouring programs share the tile's tokens.
+
+    HALVES: a tile that is at most half full, as an expert's last one often is, is computed as half a tile.
+    """
+    column_blocks = tl.cdiv(size, COLUMNS)
     tile = tl.program_id(0) // column_blocks
     if tile >= tl.load(num_tiles):
         return
     expert = tl.load(tiles + tile * LINE).to(tl.int64)
     first = tl.load(tiles + tile * LINE + 1)
     end = tl.load(tiles + tile * LINE + 2)
-    position = first + tl.arange(0, TILE)
-    filled = tl.minimum(position, end - 1)
     column = (tl.program_id(0) % column_blocks) * COLUMNS + tl.arange(0, COLUMNS)
+    weights_of_expert = w_gate_up + expert * stride_we
+    if HALVES:
+        if end - first <= TILE // 2:
+            _gate_up_rows(
+                x, weights_of_expert, order, inner, first, end, column, hidden, size, top_k,
+                stride_xt, stride_xd, stride_wn, stride_wk, stride_inner,
+                TILE // 2, COLUMNS, DEPTH, EVEN_COLUMNS, EVEN_DEPTH, PRODUCTS, PTX,
+            )  # fmt: skip
+            return
+    _gate_up_rows(
+        x, weights_of_expert, order, inner, first, end, column, hidden, size, top_k,
+        stride_xt, stride_xd, stride_wn, stride_wk, stride_inner,
+        TILE, COLUMNS, DEPTH, EVEN_COLUMNS, EVEN_DEPTH, PRODUCTS, PTX,
+    )  # fmt: skip
+
+
+@triton.jit
+def _down_rows(
+    inner,
+    weights_of_expert,
+    weights,
+    order,
+    parts,
+    first,
+    end,
+    column,
+    hidden,
+    size,
+    stride_inner,
+    stride_wn,
+    stride_wk,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    EVEN_COLUMNS: tl.constexpr,
+    EVEN_DEPTH: tl.constexpr,
+    PRODUCTS: tl.constexpr,
+):
+    """parts[row, column] of the positions from `first` up to and without `end`, which are at most ROWS."""
+    position = first + tl.arange(0, ROWS)
+    filled = tl.minimum(position, end - 1)
     weight_row = column
     if not EVEN_COLUMNS:
         weight_row = tl.minimum(column, hidden - 1)
     k = tl.arange(0, DEPTH)
     activations = inner + filled.to(tl.int64)[:, None] * stride_inner + k[None, :]
-    downs = w_down + expert * stride_we + weight_row[:, None] * stride_wn + k[None, :] * stride_wk
-    out = tl.zeros((TILE, COLUMNS), tl.float32)
+    downs = weights_of_expert + weight_row[:, None] * stride_wn + k[None, :] * stride_wk
+    out = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(0, size, DEPTH):
         if EVEN_DEPTH:
             a = tl.load(activations)
@@ -141,6 +179,52 @@ def grouped_down_kernel(
         mask &= column[None, :] < hidden
     pointers = parts + row.to(tl.int64)[:, None] * hidden + column[None, :]
     tl.store(pointers, out.to(parts.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def grouped_down_kernel(
+    inner,
+    w_down,
+    weights,
+    order,
+    tiles,
+    num_tiles,
+    parts,
+    hidden,
+    size,
+    stride_inner,
+    stride_we,
+    stride_wn,
+    stride_wk,
+    TILE: tl.constexpr,
+    HALVES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    EVEN_COLUMNS: tl.constexpr,
+    EVEN_DEPTH: tl.constexpr,
+    PRODUCTS: tl.constexpr,
+):
+    """parts[row, column], what a token's expert adds to it, of one tile's rows and COLUMNS columns; HALVES as above."""
+    column_blocks = tl.cdiv(hidden, COLUMNS)
+    tile = tl.program_id(0) // column_blocks
+    if tile >= tl.load(num_tiles):
+        return
+    expert = tl.load(tiles + tile * LINE).to(tl.int64)
+    first = tl.load(tiles + tile * LINE + 1)
+    end = tl.load(tiles + tile * LINE + 2)
+    column = (tl.program_id(0) % column_blocks) * COLUMNS + tl.arange(0, COLUMNS)
+    weights_of_expert = w_down + expert * stride_we
+    if HALVES:
+        if end - first <= TILE // 2:
+            _down_rows(
+                inner, weights_of_expert, weights, order, parts, first, end, column, hidden, size,
+                stride_inner, stride_wn, stride_wk, TILE // 2, COLUMNS, DEPTH, EVEN_COLUMNS, EVEN_DEPTH, PRODUCTS,
+            )  # fmt: skip
+            return
+    _down_rows(
+        inner, weights_of_expert, weights, order, parts, first, end, column, hidden, size,
+        stride_inner, stride_wn, stride_wk, TILE, COLUMNS, DEPTH, EVEN_COLUMNS, EVEN_DEPTH, PRODUCTS,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["tokens", "expert_offset", "experts"])

@@ -21,13 +21,14 @@ class Launch(NamedTuple):
     """How the kernels are launched.
 
     tile: rows of a tile; 0: row by row. gate_up, down: of the two products. parts: the dtype in which a token's parts wait to
-    be added up; None: float32.
+    be added up; None: float32. halves: whether tiles that are at most half full are computed as half a tile.
     """
 
     tile: int
     gate_up: Blocks
     down: Blocks
     parts: torch.dtype | None = None
+    halves: bool = False
 
 
 #: Up to so many rows are computed one by one: then hardly two of them have an expert in common. The interpreter pays per
@@ -56,8 +57,8 @@ TILED_ELSEWHERE = (
     (48, Launch(64, Blocks(64, 64, 4, 4), Blocks(128, 64, 8, 4))),
 )
 LARGEST = {
-    9: Launch(128, Blocks(128, 64, 8, 4), Blocks(256, 64, 8, 4)),
-    10: Launch(128, Blocks(128, 64, 8, 4), Blocks(256, 64, 8, 4)),
+    9: Launch(128, Blocks(128, 64, 8, 4), Blocks(256, 64, 8, 4), halves=True),
+    10: Launch(128, Blocks(128, 64, 8, 4), Blocks(256, 64, 8, 4), halves=True),
 }
 # From so many rows an expert on, reading and writing the parts in float32 would take up to a fifth of the time.
 MANY_ROWS_AN_EXPERT = 24
@@ -77,7 +78,7 @@ def launch_for(
     if device.type == "cpu":
         # The interpreter pays per operation.
         wide = [min(128, max(16, triton.next_power_of_2(n))) for n in (size, hidden)]
-        return Launch(32, Blocks(wide[0], wide[1], 4, 1), Blocks(wide[1], wide[0], 4, 1))
+        return Launch(32, Blocks(wide[0], wide[1], 4, 1), Blocks(wide[1], wide[0], 4, 1), halves=True)
     each = rows / max(1, experts)
     if exact:
         return EXACT if each <= 16 else EXACT_MANY
