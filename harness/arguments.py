@@ -6,9 +6,9 @@ import inspect
 import operator as operator_module
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from harness.execution import Call, synchronize
 from harness.failure import Failure, fail
 from harness.memory import Arena
 from harness.operators.chunk_metadata import ChunkMetadata
+from references.moe import METHODS, SCALED
 
 #: Names of the positional arguments, by operator.
 POSITIONAL = {
@@ -49,6 +50,8 @@ class Breakage:
     without: tuple[str, ...] = ()
     #: Further arguments that change in the same way, lest this one be found to contradict them.
     also: tuple[str, ...] = ()
+    #: Other arguments' values, so that a call is broken that a case need not have been drawn for.
+    beside: Mapping[str, Any] = field(default_factory=dict)
 
 
 def shape_and_type_breakages(call: dict[str, Any]) -> Iterator[Breakage]:
@@ -96,8 +99,8 @@ def _widened(tensor: Tensor) -> Tensor:
     return torch.cat([tensor, tensor[..., :1]], dim=-1)
 
 
-def value_breakages(operator: str, call: dict[str, Any]) -> Iterator[Breakage]:
-    """What only the device knows: seen in strict mode."""
+def value_breakages(operator: str, call: dict[str, Any], methods: tuple[str, ...] = METHODS) -> Iterator[Breakage]:
+    """What only the device knows: seen in strict mode. methods: of routing, those that the subject claims."""
     slots = next((call[name].shape[0] for name in ("conv_state", "state") if name in call), 0)
     if "state_indices" in call:
         yield Breakage(f"a slot {slots} in a pool of {slots}", "state_indices", lambda t: t * 0 + slots, strict=True)
@@ -121,7 +124,7 @@ def value_breakages(operator: str, call: dict[str, Any]) -> Iterator[Breakage]:
     if "max_seqlen" in call:
         yield Breakage("max_seqlen one too low", "max_seqlen", lambda longest: longest - 1, strict=True)
     if "method" in call:
-        yield from routing_breakages(call)
+        yield from routing_breakages(call, methods)
     if operator == "chunk_metadata":
         for size in (0, -1):
             yield Breakage(f"chunk_size {size}", "chunk_size", partial(_instead, size))
@@ -131,23 +134,17 @@ def value_breakages(operator: str, call: dict[str, Any]) -> Iterator[Breakage]:
                 yield Breakage(f"{name} off by {delta:+d}", name, partial(operator_module.add, delta), strict=True)
 
 
-def routing_breakages(call: dict[str, Any]) -> Iterator[Breakage]:
+def routing_breakages(call: dict[str, Any], methods: tuple[str, ...]) -> Iterator[Breakage]:
     """What a mixture of experts cannot be asked for: numbers of experts and groups, a method, a part of the experts."""
     logits = call["logits"] if "logits" in call else call["router_logits"]
-    experts, grouped = logits.shape[1], call["method"] == "deepseek_v3"
+    experts = logits.shape[1]
     for value in (0, -1, experts + 1, 1.0):
         yield Breakage(f"top_k {value!r} of {experts}", "top_k", partial(_instead, value))
     for value in ("softmax", 1, None):
         yield Breakage(f"method {value!r}", "method", partial(_instead, value))
-    if call["method"] == "llama4":
-        yield Breakage("llama4 with two experts", "top_k", partial(_instead, 2))
-    for name in ("n_group", "topk_group"):
-        for value in (0, experts + 1) if grouped else (2,):
-            yield Breakage(f"{name} {value} for {call['method']}", name, partial(_instead, value), exact=not grouped)
-    if call["method"] not in ("deepseek_v3", "minimax2"):
-        yield Breakage(f"a scaling for {call['method']}", "scaling", partial(_instead, 2.5))
-    else:
-        yield Breakage("a scaling that is no number", "scaling", partial(_instead, "2"))
+    # Whichever way the case is routed: a few cases would not meet every method.
+    for method in methods:
+        yield from method_breakages(method, experts)
     if isinstance(call.get("bias"), Tensor):
         yield Breakage("a bias of an expert too few", "bias", lambda bias: bias[:-1], exact=False)
     if "w_down" in call:
@@ -158,6 +155,32 @@ def routing_breakages(call: dict[str, Any]) -> Iterator[Breakage]:
         yield Breakage("x of a token too many", "x", lambda x: x.new_zeros(x.shape[0] + 1, x.shape[1]), exact=False)
         for offset in (-1, experts - call["w_down"].shape[0] + 1, 0.0):
             yield Breakage(f"expert_offset {offset!r}", "expert_offset", partial(_instead, offset))
+
+
+def method_breakages(method: str, experts: int) -> Iterator[Breakage]:
+    """What one method cannot be asked for."""
+    plain = {"method": method, "top_k": 1, "n_group": 1, "topk_group": 1, "scaling": 1.0}
+    grouped = method == "deepseek_v3"
+
+    def broken(name: str, value: Any, exact: bool = True, **beside: Any) -> Breakage:
+        return Breakage(
+            f"{name} {value!r} for {method}", name, partial(_instead, value), exact=exact, beside=plain | beside
+        )
+
+    for name in ("n_group", "topk_group"):
+        for value in (0, experts + 1) if grouped else (2,):
+            yield broken(name, value, exact=not grouped)
+    yield broken("scaling", "2" if method in SCALED else 2.5)
+    if method == "llama4":
+        yield broken("top_k", 2)
+    if not grouped:
+        return
+    if experts > 2:
+        yield broken("n_group", experts - 1)
+    for groups in (n for n in (2, experts) if n > 1 and experts % n == 0):
+        # One group more than there are, and an expert more than the kept ones have.
+        yield broken("topk_group", groups + 1, exact=False, n_group=groups)
+        yield broken("top_k", experts // groups + 1, exact=False, n_group=groups)
 
 
 @contextmanager
@@ -175,11 +198,12 @@ def strict_mode(enabled: bool) -> Iterator[None]:
 
 def arguments_body(context: Context, case: Case) -> None:
     probe = _hinted(context, named_arguments(context, _packed(context, case)))
-    for breakage in (*shape_and_type_breakages(probe), *value_breakages(case.operator, probe)):
+    methods = context.capabilities.routing_methods or METHODS
+    for breakage in (*shape_and_type_breakages(probe), *value_breakages(case.operator, probe, methods)):
         call = _packed(context, case)
         named = _hinted(context, named_arguments(context, call))
         changed = (breakage.argument, *breakage.also)
-        broken = named | {name: breakage.value(named.get(name)) for name in changed}
+        broken = {**named, **breakage.beside, **{name: breakage.value(named.get(name)) for name in changed}}
         broken |= dict.fromkeys(breakage.without)
         _require_rejected(context, breakage, call, broken)
         context.cases += 1

@@ -273,10 +273,10 @@ def pool_memory_body(context: Context, case: Case) -> None:
         )
 
 
-def variants_body(context: Context, case: Any) -> None:
+def variants_body(context: Context, case: Any, workload: int = WORKLOAD) -> None:
     """Over a workload of varying numbers of sequences and tokens, each kernel keeps to a few compiled variants."""
     rng = random.Random(case.seed + case.choice if isinstance(case, Case) else case.seed)
-    bodies = (_call(context, _varied(case, rng)) for _ in range(WORKLOAD))
+    bodies = (_call(context, _varied(case, rng)) for _ in range(workload))
     with launches.recorded(execute=not interpreter.requested()) as seen:
         for body in bodies:
             _execute(context, body)
@@ -288,7 +288,7 @@ def variants_body(context: Context, case: Any) -> None:
             fail(
                 "recompiles",
                 f"{kernel} needs {len(variants)} compiled variants for {len(seen.kernels)} launches that differ only"
-                f" in their lengths, at most {MAX_VARIANTS} expected for {WORKLOAD}; two of them:"
+                f" in their lengths, at most {MAX_VARIANTS} expected for {workload}; two of them:"
                 f" {' | '.join(sorted(variants)[:2])}",
                 mark=kernel,
             )

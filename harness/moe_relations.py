@@ -6,7 +6,6 @@ A batch of `moe_routing` and one of `moe` differ in what their logits are called
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -14,9 +13,9 @@ import torch
 from torch import Tensor
 
 import references
-from harness import execution
+from harness import arguments, execution
 from harness.batch import Batch, Result
-from harness.case import Case
+from harness.case import Case, Layout, Segment
 from harness.context import Context, Property
 from harness.failure import Row, fail
 from harness.memory import Arena, PoisonedAllocations
@@ -55,19 +54,6 @@ def routed(case: Case, method: str, **options: Any) -> Case:
     return case.with_(options={**case.options, **plain, **options})
 
 
-def often_grouped(operator: str) -> Callable[[Scale, str], Any]:
-    """Cases of the operator, of which every other one is routed by groups: it has most that can be wrong about a call."""
-
-    def grouped(case: Case) -> Case:
-        if case.choice & 1 or case.dims["E"] < 4:
-            return case
-        dims = {**case.dims, "E": 8, "k": 2} | ({"El": 8} if "El" in case.dims else {})
-        first = {"first": 0} if "first" in case.options else {}
-        return routed(case, "deepseek_v3", n_group=4, topk_group=2, bias="small", **first).with_(dims=dims)
-
-    return lambda scale, dtype: get(operator).cases(scale, dtype).map(grouped)
-
-
 def _claims(context: Context, method: str) -> bool:
     return method in (context.capabilities.routing_methods or (method,))
 
@@ -76,6 +62,15 @@ def _one_of(context: Context, case: Case, methods: tuple[str, ...]) -> str | Non
     """The method for this case among those that the subject claims; None where it claims none of them."""
     claimed = [method for method in methods if _claims(context, method)]
     return claimed[case.choice % len(claimed)] if claimed else None
+
+
+# -- bad arguments ------------------------------------------------------------------------------------------------------
+
+
+def bad_arguments_body(context: Context, case: Case) -> None:
+    """Every case without a bias and with one: without it, nothing but the logits says how many experts there are."""
+    for bias in (None, "small"):
+        arguments.arguments_body(context, case.with_(options={**case.options, "bias": bias}))
 
 
 # -- what changes nothing ---------------------------------------------------------------------------------------------
@@ -427,22 +422,43 @@ def unread_body(context: Context, case: Case) -> None:
 
     Tokens go to experts of a stretch of ids; what lies before and behind it counts as outside of the buffers.
     """
-    case = whole(case).with_(layout=case.layout.__class__())
-    batch = context.batch(routed(case, case.options["method"], scaling=case.options["scaling"]))
     experts, chosen = case.dims["E"], case.dims["k"]
-    first = case.choice % (experts - chosen + 1)
-    end = first + chosen + (case.choice // 16) % (experts - first - chosen + 1)
+    if experts < chosen + 2:
+        return  # a smaller case, tried while shrinking
+    # One expert before the stretch and one behind it at least.
+    first = 1 + case.choice % (experts - chosen - 1)
+    end = first + chosen + (case.choice // 16) % (experts - first - chosen)
+    batch = context.batch(case)
     ids = torch.arange(experts, device=batch.device)
     logits = torch.where((ids >= first) & (ids < end), logits_of(batch).float().clamp(-8, 8), -APART)
     batch = with_logits(batch, logits)
+    # Few rows and many are computed in different ways.
+    for part in (batch, batch.select([0])) if batch.size > 1 else (batch,):
+        _require_unread(context, part, range(first, end))
+
+
+def _require_unread(context: Context, batch: Batch, experts: range) -> None:
+    """No other experts than these may be read."""
     operator, arena = context.tokens, Arena(context.device)
     call = operator.pack(batch, arena)
     for buffer in arena.buffers:
         if buffer.name in ("w_gate_up", "w_down"):
             start, size = buffer.first, buffer.view.stride(0)
-            buffer.first, buffer.last = start + first * size, start + end * size
+            buffer.first, buffer.last = start + experts.start * size, start + experts.stop * size
     out = execution.invoke(context.function, call, check_memory=context.check_memory, what=operator.name)
     context.require_within_budget(operator.unpack(out, call, batch), batch)
+
+
+def some_idle(scale: Scale, dtype: str) -> Any:
+    """Cases for `unread`: two experts more than a token has, all of them here, and more rows than a few behind the drawn ones."""
+
+    def fit(case: Case) -> Case:
+        experts = max(case.dims["E"], case.dims["k"] + 2)
+        sequences = (Segment(1 + case.tokens % 4), Segment(9 + case.tokens))
+        plain = routed(case, case.options["method"], scaling=case.options["scaling"], first=0)
+        return plain.with_(layout=Layout(), sequences=sequences, dims={**case.dims, "E": experts, "El": experts})
+
+    return get("moe").cases(scale, dtype).map(fit)
 
 
 #: Bytes that a call may allocate for each byte of its routed rows (their inner activations and what they return) and of y.
@@ -466,6 +482,7 @@ def working_memory_body(context: Context, case: Case) -> None:
         fail("copies state", text, mark="working memory")
 
 
+bad_arguments = replace(arguments.bad_arguments, body=bad_arguments_body)
 shifted = Property("logits_shifted", "relations", shifted_body)
 naive = Property("renormalize_equals_naive", "relations", naive_body)
 constant_bias = Property("constant_bias", "relations", constant_bias_body, weight=0.5)
@@ -484,5 +501,11 @@ appended = Property("tokens_appended", "relations", appended_body)
 unchosen = Property("unchosen_experts_may_hold_nan", "relations", unchosen_body)
 # Only the interpreter knows what is read.
 unread = Property(
-    "unchosen_experts_are_not_read", "cost", unread_body, weight=1.5, devices=("cpu",), dtypes=("bfloat16",)
+    "unchosen_experts_are_not_read",
+    "cost",
+    unread_body,
+    weight=1.5,
+    devices=("cpu",),
+    dtypes=("bfloat16",),
+    strategy=some_idle,
 )

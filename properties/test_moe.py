@@ -165,6 +165,15 @@ def many_experts(scale: Scale, dtype: str) -> Any:
     return MIXTURE.cases(scale, dtype).map(fit)
 
 
+def variants_body(context: Context, case: Case) -> None:
+    """Eight experts a token, so that nearly any number of tokens is many rows, and one, so that more numbers of them are few."""
+    case = moe_relations.whole(moe_relations.routed(case, case.options["method"], bias=case.options["bias"]))
+    experts = max(8, case.dims["E"])
+    for chosen in (1,) if case.options["method"] == "llama4" else (8, 1):
+        dims = {**case.dims, "E": experts, "El": experts, "k": chosen}
+        guards.variants_body(context, case.with_(dims=dims), guards.WORKLOAD // 2)
+
+
 def many_experts_body(context: Context, case: Case) -> None:
     """Every other token goes to the last experts: among so many hardly one would by chance."""
     batch = context.batch(case)
@@ -197,9 +206,8 @@ crowd = Property(
 published = relations.published(MIXTURE.published_cases)
 far_apart = relations.far_apart(few_or_more_rows)
 stretched_axes = replace(views.stretched_axes(OPERATOR), strategy=few_experts_apart)
-bad_arguments = replace(
-    arguments.bad_arguments, dtypes=("bfloat16",), examples=6, strategy=moe_relations.often_grouped(OPERATOR)
-)
+bad_arguments = replace(moe_relations.bad_arguments, dtypes=("bfloat16",))
+variants = replace(guards.variants, body=variants_body)
 launch_count = replace(guards.launch_count, dtypes=("bfloat16",), examples=2, strategy=every_launch)
 cold_equals_warm = replace(relations.cold_equals_warm, examples=1)
 working_memory = Property(
@@ -216,6 +224,8 @@ PROPERTIES = (
     moe_relations.exact,
     crowd,
     published,
+    moe_relations.unread,
+    working_memory,
     *in_one_dtype(
         "bfloat16",
         relations.alone,
@@ -229,7 +239,7 @@ PROPERTIES = (
         relations.memory,
         relations.poison_independent,
         views.spread_vectors,
-        guards.variants,
+        variants,
         guards.graph_replay,
     ),
     *in_one_dtype(
@@ -257,8 +267,6 @@ PROPERTIES = (
     far_apart,
     far_experts,
     stretched_axes,
-    moe_relations.unread,
-    working_memory,
 )
 
 

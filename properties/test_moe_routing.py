@@ -110,9 +110,7 @@ unsure = Property("unsure_choices", "relations", unsure_body, dtypes=("float32",
 published = relations.published(ROUTER.published_cases)
 far_apart = relations.far_apart(ROUTER.far_cases)
 stretched_axes = replace(views.stretched_axes(OPERATOR), strategy=few_experts)
-bad_arguments = replace(
-    arguments.bad_arguments, dtypes=("bfloat16",), examples=6, strategy=moe_relations.often_grouped(OPERATOR)
-)
+bad_arguments = replace(moe_relations.bad_arguments, dtypes=("bfloat16",))
 
 PROPERTIES = (
     relations.equivalence,
