@@ -229,14 +229,14 @@ def _require_shares(context: Context, batch: Batch) -> None:
 
 
 def rows_apart_body(context: Context, case: Case) -> None:
-    """A token of NaN, in whatever tile it lies, leaves every other token its bits."""
+    """A token of NaN, in whatever tile it lies, leaves every other token its bits; so does one whose logits are NaN."""
     batch = context.batch(case)
     if not case.tokens:
         return
-    token = case.choice % case.tokens
-    names = [_logits_name(batch)] if case.choice & 256 or case.operator == "moe_routing" else ["x"]
-    poisoned = batch
-    for name in names:
+    names = [_logits_name(batch)] if case.operator == "moe_routing" else ["x", _logits_name(batch)]
+    # Each in a token of its own, if there are two.
+    poisoned, hurt = batch, [(case.choice + place) % case.tokens for place in range(len(names))]
+    for name, token in zip(names, hurt, strict=True):
         rows = batch.packed(name).clone()
         rows[token] = float("nan")
         parts = rows.split(batch.lengths)
@@ -244,10 +244,10 @@ def rows_apart_body(context: Context, case: Case) -> None:
             poisoned, tokens=tuple({**item, name: one} for item, one in zip(poisoned.tokens, parts, strict=True))
         )
     got, expected = context.run(poisoned), context.run(batch)
-    why = f"NaN in token {token} must not reach any other"
+    why = f"NaN in token {' and '.join(map(str, hurt))} must not reach any other"
     rows_of = [torch.cat(result.outputs) for result in (got, expected)]
     for rows in rows_of:
-        rows[token] = 0
+        rows[hurt] = 0
     if not context.capabilities.bitwise:
         if bool(rows_of[0].isnan().any()):
             fail("non-finite", why)
@@ -352,7 +352,8 @@ def experts_split_body(context: Context, case: Case) -> None:
     """What the experts of two or three GPUs return adds up to what all return."""
     batch = context.batch(whole(case))
     experts = case.dims["E"]
-    cuts = sorted({0, experts, case.choice % (experts + 1), (case.choice // 7) % (experts + 1)})
+    # The first cut leaves experts on both sides, where there are two.
+    cuts = sorted({0, experts, 1 + case.choice % max(1, experts - 1), (case.choice // 7) % (experts + 1)})
     parts = []
     for first, end in itertools.pairwise(cuts):
         shared = {**batch.shared, **{name: batch.shared[name][first:end] for name in ("w_gate_up", "w_down")}}

@@ -73,24 +73,29 @@ def slots_permuted_body(context: Context, case: Case) -> None:
 
 
 def nobody_body(context: Context, case: Case) -> None:
-    """A place without an expert (-1, one of another GPU) gives nothing, though its weight be NaN; a token without any, zero."""
+    """A place without an expert (-1, one of another GPU) gives nothing, though its weight be NaN; a token without any, zero.
+
+    So do all places of a step that is nothing but padding.
+    """
     batch = context.batch(case)
     draw = torch.Generator().manual_seed(case.choice)
-    gone = (torch.rand(case.tokens, case.dims["k"], generator=draw) < 0.5).to(batch.device)
-    if case.choice & 1:
-        gone[:] = True  # a step of nothing but padding
-    name = -1 if case.choice & 2 else case.dims["E"] + case.choice % 5
+    drawn = torch.rand(2, case.tokens, case.dims["k"], generator=draw).to(batch.device)
+    names = torch.where(drawn[0] < 0.5, -1, case.dims["E"] + case.choice % 5).int()
+    for gone in (drawn[1] < 0.5, torch.ones_like(drawn[1], dtype=torch.bool)):
+        _require_nothing_from(context, batch, gone, names)
 
-    def without(value: float) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        return lambda ids, weights: (ids.masked_fill(gone, name), weights.masked_fill(gone, value))
 
-    got = through_experts(context, batch, without(float("nan")))
+def _require_nothing_from(context: Context, batch: Batch, gone: Tensor, names: Tensor) -> None:
+    """The places that are `gone`, of these ids and of a weight of NaN, count as places of no weight."""
 
-    # The same places, of no weight: what the experts return there is finite.
+    def without(ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.where(gone, names, ids), weights.masked_fill(gone, float("nan"))
+
+    # The same places with their experts: what those return is finite.
     def weightless(ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         return ids, weights.masked_fill(gone, 0.0)
 
-    expected = through_experts(context, batch, weightless)
+    got, expected = (through_experts(context, batch, change) for change in (without, weightless))
     context.require_within_budget(
         got, batch, oracle=Result(tuple(o.double() for o in expected.outputs), expected.states), by="without"
     )
