@@ -124,6 +124,14 @@ def check_heads(dims: dict[str, int], largest: int) -> None:
             raise fail(argument, f"{name} = {dim}", f"1 to {largest}", "this kernel keeps a head's keys whole")
 
 
+def check_experts_here(expert_offset: int, local: int, experts: int) -> None:
+    """Check that the ``local`` experts from ``expert_offset`` on are among all ``experts``; ValueError otherwise."""
+    check_int("expert_offset", expert_offset, 0)
+    if expert_offset + local > experts:
+        advice = "the experts that are here are among those routed to"
+        raise fail("expert_offset", expert_offset, f"at most {experts - local}", advice)
+
+
 def check_slots(state_indices: torch.Tensor, num_slots: int, *, name: str = "state_indices") -> None:
     """Strict mode only: every slot below ``num_slots``, no slot twice among the active (non-negative) rows.
 

@@ -1,4 +1,4 @@
-"""What adapters to mixtures of experts share: the contract's checks, and ids among the experts that are here."""
+"""What adapters to mixtures of experts share: the contract's checks, routing, and ids among the experts that are here."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from optimized import checks
+from optimized.moe_routing import moe_routing
 
 BFLOAT16 = (torch.bfloat16,)
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -27,12 +28,21 @@ def check(
     checks.check_tensor("router_logits", router_logits, shape=("T", "E"), dtypes=_FLOATS, **same)
     checks.check_tensor("w_down", w_down, shape=("El", "Hd", "I"), dtypes=(x.dtype,), **same)
     checks.check_tensor("w_gate_up", w_gate_up, shape=("El", 2 * dims["I"], "Hd"), dtypes=(x.dtype,), **same)
-    checks.check_int("expert_offset", expert_offset, 0)
-    if expert_offset + dims["El"] > dims["E"]:
-        expected = f"at most {dims['E'] - dims['El']}"
-        raise checks.fail(
-            "expert_offset", expert_offset, expected, "the weights are of experts that the logits are of too"
-        )
+    checks.check_experts_here(expert_offset, dims["El"], dims["E"])
+
+
+def routed(
+    x: torch.Tensor,
+    router_logits: torch.Tensor,
+    w_gate_up: torch.Tensor,
+    w_down: torch.Tensor,
+    expert_offset: int,
+    dtypes: tuple[torch.dtype, ...] = BFLOAT16,
+    **routing: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`check`, and ids and weights [T, k] of `optimized.moe_routing`, whose keywords `routing` are."""
+    check(x, router_logits, w_gate_up, w_down, expert_offset, dtypes)
+    return moe_routing(router_logits, **routing)
 
 
 def local_ids(expert_ids: torch.Tensor, offset: int, local: int, elsewhere: int) -> torch.Tensor:

@@ -60,30 +60,16 @@ def cutlass_moe(
     w_gate_up: torch.Tensor,
     w_down: torch.Tensor,
     *,
-    top_k: int,
-    method: str,
-    bias: torch.Tensor | None = None,
-    n_group: int = 1,
-    topk_group: int = 1,
-    scaling: float = 1.0,
     expert_offset: int = 0,
     fused_finalize: bool = False,
     tactics: tuple[int, int] | None = None,
     run: Run | None = None,
+    **routing: Any,
 ) -> torch.Tensor:
     """`fused_finalize`: the faster sum, whose order differs from run to run. `tactics`: configurations of the two products, by
     their numbers in the library's list; None: what it has tuned to, or its default. `run`: `cutlass_fused_moe`, or its twin.
     """
-    experts.check(x, router_logits, w_gate_up, w_down, expert_offset)
-    ids, weights = moe_routing(
-        router_logits,
-        top_k=top_k,
-        method=method,
-        bias=bias,
-        n_group=n_group,
-        topk_group=topk_group,
-        scaling=scaling,
-    )
+    ids, weights = experts.routed(x, router_logits, w_gate_up, w_down, expert_offset, **routing)
     if x.shape[0] == 0:
         return torch.empty_like(x, memory_format=torch.contiguous_format)
     local, total, hidden = w_down.shape[0], router_logits.shape[1], x.shape[1]
@@ -121,26 +107,13 @@ def trtllm_moe(
     w_gate_up: torch.Tensor,
     w_down: torch.Tensor,
     *,
-    top_k: int,
-    method: str,
-    bias: torch.Tensor | None = None,
-    n_group: int = 1,
-    topk_group: int = 1,
-    scaling: float = 1.0,
     expert_offset: int = 0,
     run: Run | None = None,
     fallback: Run | None = cutlass_moe,
+    **routing: Any,
 ) -> torch.Tensor:
     """Routed here. `run`: `trtllm_bf16_routed_moe`, or its twin. `fallback`: takes what is not aligned; None: filled up."""
     experts.check(x, router_logits, w_gate_up, w_down, expert_offset)
-    routing: dict[str, Any] = {
-        "top_k": top_k,
-        "method": method,
-        "bias": bias,
-        "n_group": n_group,
-        "topk_group": topk_group,
-        "scaling": scaling,
-    }
     if fallback is not None and not trtllm_layout.aligned(w_down.shape[1], w_down.shape[2]):
         return fallback(x, router_logits, w_gate_up, w_down, **routing, expert_offset=expert_offset)
     ids, weights = moe_routing(router_logits, **routing)
@@ -152,7 +125,7 @@ def trtllm_moe(
         w_gate_up,
         w_down,
         expert_offset,
-        top_k=top_k,
+        top_k=ids.shape[1],
         n_group=None,
         topk_group=None,
         # Nothing is left to be done with the weights that it is given.

@@ -24,8 +24,6 @@ import torch
 import triton
 import triton.language as tl
 
-from optimized.moe_routing import moe_routing
-
 from . import experts
 
 _DTYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
@@ -66,27 +64,13 @@ def moe(
     w_gate_up: torch.Tensor,
     w_down: torch.Tensor,
     *,
-    top_k: int,
-    method: str,
-    bias: torch.Tensor | None = None,
-    n_group: int = 1,
-    topk_group: int = 1,
-    scaling: float = 1.0,
     expert_offset: int = 0,
     tiles: Tiles | None = None,
+    **routing: Any,
 ) -> torch.Tensor:
     """`tiles`: of both products; None: the library's rule."""
-    experts.check(x, router_logits, w_gate_up, w_down, expert_offset, tuple(_DTYPES))
-    ids, weights = moe_routing(
-        router_logits,
-        top_k=top_k,
-        method=method,
-        bias=bias,
-        n_group=n_group,
-        topk_group=topk_group,
-        scaling=scaling,
-    )
-    tokens, hidden = x.shape
+    ids, weights = experts.routed(x, router_logits, w_gate_up, w_down, expert_offset, tuple(_DTYPES), **routing)
+    (tokens, hidden), top_k = x.shape, ids.shape[1]
     y = torch.empty(tokens, hidden, dtype=x.dtype, device=x.device)
     if tokens == 0:
         return y

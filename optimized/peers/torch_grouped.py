@@ -18,8 +18,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from optimized.moe_routing import moe_routing
-
 from . import experts, trtllm_layout
 from .prepared import Preparations
 
@@ -35,25 +33,11 @@ def moe(
     w_gate_up: torch.Tensor,
     w_down: torch.Tensor,
     *,
-    top_k: int,
-    method: str,
-    bias: torch.Tensor | None = None,
-    n_group: int = 1,
-    topk_group: int = 1,
-    scaling: float = 1.0,
     expert_offset: int = 0,
+    **routing: Any,
 ) -> torch.Tensor:
-    experts.check(x, router_logits, w_gate_up, w_down, expert_offset)
-    ids, weights = moe_routing(
-        router_logits,
-        top_k=top_k,
-        method=method,
-        bias=bias,
-        n_group=n_group,
-        topk_group=topk_group,
-        scaling=scaling,
-    )
-    tokens, hidden = x.shape
+    ids, weights = experts.routed(x, router_logits, w_gate_up, w_down, expert_offset, **routing)
+    (tokens, hidden), top_k = x.shape, ids.shape[1]
     if tokens == 0:
         return torch.empty_like(x, memory_format=torch.contiguous_format)
     local = w_down.shape[0]

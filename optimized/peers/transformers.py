@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import importlib
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-
-from optimized.moe_routing import moe_routing
 
 from . import experts, torch_grouped
 
@@ -24,24 +23,10 @@ def moe(
     w_gate_up: torch.Tensor,
     w_down: torch.Tensor,
     *,
-    top_k: int,
-    method: str,
-    bias: torch.Tensor | None = None,
-    n_group: int = 1,
-    topk_group: int = 1,
-    scaling: float = 1.0,
     expert_offset: int = 0,
+    **routing: Any,
 ) -> torch.Tensor:
-    experts.check(x, router_logits, w_gate_up, w_down, expert_offset)
-    ids, weights = moe_routing(
-        router_logits,
-        top_k=top_k,
-        method=method,
-        bias=bias,
-        n_group=n_group,
-        topk_group=topk_group,
-        scaling=scaling,
-    )
+    ids, weights = experts.routed(x, router_logits, w_gate_up, w_down, expert_offset, **routing)
     if x.shape[0] == 0:
         return torch.empty_like(x, memory_format=torch.contiguous_format)
     local, total = w_down.shape[0], router_logits.shape[1]
