@@ -212,7 +212,7 @@ published = relations.published(MIXTURE.published_cases)
 far_apart = relations.far_apart(few_or_more_rows)
 stretched_axes = replace(views.stretched_axes(OPERATOR), strategy=few_experts_apart)
 bad_arguments = replace(moe_relations.bad_arguments, dtypes=("bfloat16",))
-variants = replace(guards.variants, body=variants_body)
+variants = replace(guards.variants, body=variants_body, dtypes=("bfloat16",))
 launch_count = replace(guards.launch_count, dtypes=("bfloat16",), examples=2, strategy=every_launch)
 cold_equals_warm = replace(relations.cold_equals_warm, examples=1)
 working_memory = Property(
@@ -227,6 +227,7 @@ working_memory = Property(
 PROPERTIES = (
     relations.equivalence,
     moe_relations.exact,
+    moe_relations.cancelled,
     crowd,
     published,
     moe_relations.unread,
@@ -244,7 +245,6 @@ PROPERTIES = (
         relations.memory,
         relations.poison_independent,
         views.spread_vectors,
-        variants,
         guards.graph_replay,
     ),
     *in_one_dtype(
@@ -264,6 +264,7 @@ PROPERTIES = (
         moe_relations.columns_split,
     ),
     bad_arguments,
+    variants,
     launch_count,
     cold_equals_warm,
     two_steps,
