@@ -6,6 +6,7 @@ A batch of `moe_routing` and one of `moe` differ in what their logits are called
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +23,7 @@ from harness.memory import Arena, PoisonedAllocations
 from harness.operators import expert_choice, get
 from harness.operators.base import torch_dtype
 from harness.strategies import Scale
+from harness.subjects import Capabilities
 
 #: Added to all logits; whole numbers of this size have room in bfloat16.
 SHIFT = 24.0
@@ -319,15 +321,60 @@ def exact_body(context: Context, case: Case) -> None:
     expected = tuple(rows.to(torch_dtype(case.dtype)) for rows in oracle.outputs)
     # Where a number on the way is too large for the dtype, the budget has to do.
     if exactly_held(batch, every=bool(context.capabilities.roundings)):
-        have, want = torch.cat(got.outputs), torch.cat(expected)
-        if not torch.equal(have, want):
-            token = int(torch.nonzero((have != want).any(1))[0])
-            place = max(0, int(torch.nonzero(have[token] != want[token])[0]) - 2)
-            cut = slice(place, place + 6)
-            row = Row(f"token {token}, elements from {place}", want[token, cut].tolist(), have[token, cut].tolist())
-            text = f"output: {int((have != want).any(1).sum())} of {have.shape[0]} rows are not the exact sum, rounded once"
-            fail("over budget", text, [row], mark="exact")
+        _require_exact(torch.cat(got.outputs), torch.cat(expected))
     context.require_within_budget(got, batch)
+
+
+def _require_exact(have: Tensor, want: Tensor) -> None:
+    if torch.equal(have, want):
+        return
+    token = int(torch.nonzero((have != want).any(1))[0])
+    place = max(0, int(torch.nonzero(have[token] != want[token])[0]) - 2)
+    cut = slice(place, place + 6)
+    row = Row(f"token {token}, elements from {place}", want[token, cut].tolist(), have[token, cut].tolist())
+    text = f"output: {int((have != want).any(1).sum())} of {have.shape[0]} rows are not the exact sum, rounded once"
+    fail("over budget", text, [row], mark="exact")
+
+
+#: So many times what the others return, in which bfloat16 has no digit left for those.
+LOUD = 1024.0
+
+
+def cancelled_body(context: Context, case: Case) -> None:
+    """The first and the last of a token's experts cancel each other, and what those between return is left, to the last digit.
+
+    The budget allows for the roundings of the loud ones, in which the others are lost; but these are whole numbers.
+    """
+    chosen, regime = case.dims["k"], {**case.regime, "contents": "exact", "logits": "equal", "load": "random"}
+    batch = context.batch(case.with_(regime=regime))
+    # Weights of 1 or 1 / k, as in `exact_body`.
+    on = 1.0 if case.options["method"] == "top_k" else APART
+    batch = with_logits(batch, torch.full_like(logits_of(batch), on))
+    if not exactly_held(batch, every=True):
+        return
+    gate_up, down = (batch.shared[name].clone() for name in ("w_gate_up", "w_down"))
+    gate_up[chosen - 1] = gate_up[0]
+    down[0] *= LOUD
+    down[chosen - 1] = -down[0]
+    batch = replace(batch, shared={**batch.shared, "w_gate_up": gate_up, "w_down": down})
+    got, oracle = context.run(batch), context.tokens.oracle(batch)
+    _require_exact(torch.cat(got.outputs), torch.cat(oracle.outputs).to(torch_dtype(case.dtype)))
+
+
+def loud_and_quiet(scale: Scale, dtype: str) -> Any:
+    """Cases for `cancelled`: all of four experts, few rows and many."""
+    sizes = {"E": 4, "El": 4, "k": 4}
+
+    def fit(case: Case) -> Case:
+        method = "renormalize" if case.options["method"] == "llama4" else case.options["method"]
+        sequences = (Segment(9 + case.tokens),) if case.choice % 3 < 2 else (Segment(1 + case.tokens % 2),)
+        return routed(case, method, first=0).with_(sequences=sequences, dims={**case.dims, **sizes})
+
+    return get("moe").cases(scale, dtype).map(fit)
+
+
+def rounds_on_the_way(_: str, function: Callable[..., Any]) -> str:
+    return "it rounds what experts return" if Capabilities.of(function).products_rounded else ""
 
 
 def exactly_held(batch: Batch, *, every: bool) -> bool:
@@ -495,6 +542,16 @@ rows_apart = Property("rows_kept_apart", "relations", rows_apart_body)
 one_hot = Property("one_hot_is_the_dense_expert", "relations", one_hot_body)
 identical = Property("identical_experts", "relations", identical_body)
 exact = Property("exact_sums", "equivalence", exact_body, weight=2)
+# Of float16 the loud ones would overflow.
+cancelled = Property(
+    "opposite_experts_cancel",
+    "equivalence",
+    cancelled_body,
+    examples=3,
+    dtypes=("bfloat16",),
+    strategy=loud_and_quiet,
+    nothing_to_check=rounds_on_the_way,
+)
 # In half precision each part is rounded for itself, which the whole is not.
 experts_split = Property("experts_over_gpus_add_up", "relations", experts_split_body, dtypes=("float32",))
 columns_split = Property("columns_over_gpus_add_up", "relations", columns_split_body, dtypes=("float32",))

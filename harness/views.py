@@ -109,7 +109,7 @@ def spread_vectors_body(context: Context, case: Case) -> None:
 def _stretchable(context: Context, call: Call) -> Iterator[tuple[str, int]]:
     """Tensors of two axes or more, and their axes of three elements or more.
 
-    Without the slots of a pool: how far those may lie apart nobody may restrict (`relations.high_slot`).
+    Without the slots of a pool: how far those may lie apart nobody may restrict (`placement.high_slot`).
     """
     state = context.operator.state_name if isinstance(context.operator, SequenceOperator) else ""
     for name, value in named_arguments(context, call).items():

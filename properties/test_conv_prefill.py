@@ -8,7 +8,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from harness import arguments, guards, operators, relations, strategies, views
+from harness import arguments, equivalence, guards, operators, placement, relations, splitting, strategies, views
 from harness.case import Case, Segment
 from harness.context import Context, Property
 from harness.operators.convolution import conv_cases
@@ -46,7 +46,7 @@ def block_crossings(scale: Scale, dtype: str) -> Any:
 
 
 block_crossing = Property(
-    "block_crossing", "equivalence", relations.equivalence_body, weight=0.5, strategy=block_crossings
+    "block_crossing", "equivalence", equivalence.equivalence_body, weight=0.5, strategy=block_crossings
 )
 #: Two short sequences: what is looked for is the way to them.
 empties_added = Property(
@@ -61,13 +61,13 @@ empties_added = Property(
 max_seqlen_hint = Property(
     "max_seqlen_hint", "relations", max_seqlen_hint_body, weight=0.5, nothing_to_check=takes_no_hint
 )
-extreme_dims = relations.extreme_dims(operators.get(OPERATOR).cases, {"D": [1025, 1024]})
+extreme_dims = equivalence.extreme_dims(operators.get(OPERATOR).cases, {"D": [1025, 1024]})
 # Of more tokens than a block: the first start then leads behind it.
 false_starts = arguments.false_starts(block_crossings, negative=True)
 stretched_axes = views.stretched_axes(OPERATOR)
 
 PROPERTIES = (
-    relations.equivalence,
+    equivalence.equivalence,
     extreme_dims,
     block_crossing,
     relations.alone,
@@ -75,19 +75,19 @@ PROPERTIES = (
     relations.slots_renamed,
     relations.inactive_rows_added,
     empties_added,
-    relations.split_and_resume,
-    relations.single_tokens,
+    splitting.split_and_resume,
+    splitting.single_tokens,
     max_seqlen_hint,
     relations.trailing_tokens,
-    relations.strided,
+    placement.strided,
     relations.repeated,
     relations.cold_equals_warm,
     relations.neighbour_perturbed,
     relations.future_perturbed,
-    relations.baseline_agrees,
-    relations.memory,
-    relations.poison_independent,
-    relations.high_slot,
+    equivalence.baseline_agrees,
+    placement.memory,
+    placement.poison_independent,
+    placement.high_slot,
     arguments.bad_arguments,
     arguments.strict_accepts,
     false_starts,

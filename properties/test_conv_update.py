@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from harness import arguments, guards, operators, relations, views
+from harness import arguments, equivalence, guards, operators, placement, relations, views
 from harness.case import Case
 from harness.context import Context, Property
 from harness.pytest_plugin import CheckedCell
@@ -37,25 +37,25 @@ def no_prefill_beside(_: str, function: Callable[..., Any]) -> str:
 equals_prefill = Property(
     "equals_prefill_of_one_token", "relations", equals_prefill_body, nothing_to_check=no_prefill_beside
 )
-extreme_dims = relations.extreme_dims(operators.get(OPERATOR).cases, {"D": [1025, 1024]})
+extreme_dims = equivalence.extreme_dims(operators.get(OPERATOR).cases, {"D": [1025, 1024]})
 stretched_axes = views.stretched_axes(OPERATOR)
 
 PROPERTIES = (
-    relations.equivalence,
+    equivalence.equivalence,
     extreme_dims,
     relations.alone,
     relations.permuted,
     relations.slots_renamed,
     relations.inactive_rows_added,
     equals_prefill,
-    relations.strided,
+    placement.strided,
     relations.repeated,
     relations.cold_equals_warm,
     relations.neighbour_perturbed,
-    relations.baseline_agrees,
-    relations.memory,
-    relations.poison_independent,
-    relations.high_slot,
+    equivalence.baseline_agrees,
+    placement.memory,
+    placement.poison_independent,
+    placement.high_slot,
     arguments.bad_arguments,
     arguments.strict_accepts,
     views.spread_vectors,

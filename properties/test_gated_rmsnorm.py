@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from harness import arguments, guards, relations, views
+from harness import arguments, equivalence, guards, placement, relations, views
 from harness.batch import Batch, Result
 from harness.case import Case
 from harness.context import Context, Property
@@ -155,17 +155,17 @@ open_gate = Property("open_gate_doubled", "relations", open_gate_body, weight=0.
 heads_permuted = Property("heads_permuted", "relations", heads_permuted_body)
 one_weight = Property("heads_share_the_weight", "relations", one_weight_body, weight=0.5)
 rows_apart = Property("rows_kept_apart", "relations", rows_apart_body)
-far_apart = relations.far_apart(GatedRmsNorm().far_cases)
-extreme_dims = relations.extreme_dims(GatedRmsNorm().cases, {"V": [1024, 513, 1, 2]})
+far_apart = placement.far_apart(GatedRmsNorm().far_cases)
+extreme_dims = equivalence.extreme_dims(GatedRmsNorm().cases, {"V": [1024, 513, 1, 2]})
 stretched_axes = views.stretched_axes(OPERATOR)
 
 PROPERTIES = (
-    relations.equivalence,
+    equivalence.equivalence,
     extreme_dims,
     rounded_once,
     relations.alone,
     relations.permuted,
-    relations.strided,
+    placement.strided,
     relations.repeated,
     relations.cold_equals_warm,
     relations.neighbour_perturbed,
@@ -177,9 +177,9 @@ PROPERTIES = (
     heads_permuted,
     one_weight,
     rows_apart,
-    relations.baseline_agrees,
-    relations.memory,
-    relations.poison_independent,
+    equivalence.baseline_agrees,
+    placement.memory,
+    placement.poison_independent,
     far_apart,
     arguments.bad_arguments,
     arguments.strict_accepts,

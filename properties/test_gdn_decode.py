@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from harness import arguments, delta_relations, guards, relations, views
+from harness import arguments, delta_relations, equivalence, guards, placement, relations, views
 from harness.batch import Result
 from harness.case import Case
 from harness.context import Context, Property
@@ -75,18 +75,18 @@ def steps_add_up_body(context: Context, case: Case) -> None:
 steps_add_up = Property("steps_add_up", "relations", steps_add_up_body, weight=0.5, dtypes=("float32",))
 zero_gates = Property("zero_gates_keep_state", "relations", zero_gates_body)
 recall = Property("recalls_what_was_written", "relations", recall_body, weight=0.5)
-extreme_dims = relations.extreme_dims(GdnDecode().cases, {"K": [256, 1, 130, 2], "V": [256, 1, 130, 2]})
+extreme_dims = equivalence.extreme_dims(GdnDecode().cases, {"K": [256, 1, 130, 2], "V": [256, 1, 130, 2]})
 stretched_axes = views.stretched_axes(OPERATOR)
 
 PROPERTIES = (
-    relations.equivalence,
+    equivalence.equivalence,
     extreme_dims,
-    relations.published(GdnDecode().published_cases),
+    equivalence.published(GdnDecode().published_cases),
     relations.alone,
     relations.permuted,
     relations.slots_renamed,
     relations.inactive_rows_added,
-    relations.strided,
+    placement.strided,
     relations.repeated,
     relations.cold_equals_warm,
     relations.neighbour_perturbed,
@@ -96,10 +96,10 @@ PROPERTIES = (
     steps_add_up,
     recall,
     delta_relations.heads_permuted,
-    relations.baseline_agrees,
-    relations.memory,
-    relations.poison_independent,
-    relations.high_slot,
+    equivalence.baseline_agrees,
+    placement.memory,
+    placement.poison_independent,
+    placement.high_slot,
     arguments.bad_arguments,
     arguments.strict_accepts,
     views.spread_vectors,

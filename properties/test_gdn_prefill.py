@@ -11,7 +11,18 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from harness import arguments, delta_relations, guards, operators, relations, strategies, views
+from harness import (
+    arguments,
+    delta_relations,
+    equivalence,
+    guards,
+    operators,
+    placement,
+    relations,
+    splitting,
+    strategies,
+    views,
+)
 from harness.batch import Batch, Result
 from harness.case import Case, Layout, Segment
 from harness.context import Context, Property
@@ -74,7 +85,7 @@ def with_projected_gates(batch: Batch) -> tuple[Batch, Batch]:
     """
     case = batch.case
     for i in range(batch.size):
-        batch = relations.split(batch, i, min(batch.lengths[i], relations.STEPS))[0]
+        batch = splitting.split(batch, i, min(batch.lengths[i], splitting.STEPS))[0]
     draw = generator(case, batch.device)
     heads, rows = case.dims["HV"], sum(batch.lengths)
     dtype = batch.tokens[0]["v"].dtype
@@ -223,7 +234,7 @@ def recall_body(context: Context, case: Case) -> None:
     batch = with_gates(context.batch(case.with_(state_dtype="float32")), g=0.0, beta=1.0)
     for i, segment in enumerate(batch.segments):
         count = min(segment.length, case.dims["K"])
-        first = relations.split(batch, i, count)[0]
+        first = splitting.split(batch, i, count)[0]
         keys = orthogonal_keys(case, count, batch.tokens[i]["k"], i)
         tokens = {**first.tokens[i], "q": keys, "k": keys}
         kind = "fresh" if segment.active else "inactive"
@@ -278,21 +289,21 @@ def recalled(batch: Batch) -> Result:
 
 # What goes from chunk to chunk: few of the usual cases have a sequence that is longer than one.
 long_equivalence = Property(
-    "equivalence_over_chunks", "equivalence", relations.equivalence_body, weight=2, strategy=long_sequences
+    "equivalence_over_chunks", "equivalence", equivalence.equivalence_body, weight=2, strategy=long_sequences
 )
 empties_added = Property(
     "empty_sequences_added", "relations", relations.empties_added_body, examples=2, strategy=two_sequences
 )
-strided = replace(relations.strided, strategy=several_heads)
-memory = replace(relations.memory, strategy=several_heads)
+strided = replace(placement.strided, strategy=several_heads)
+memory = replace(placement.memory, strategy=several_heads)
 bad_arguments = replace(arguments.bad_arguments, strategy=two_sequences)
 split_at_chunk = Property(
     "split_at_chunk",
     "relations",
-    relations.split_at_chunk_body,
+    splitting.split_at_chunk_body,
     weight=0.5,
     strategy=long_sequences,
-    nothing_to_check=relations.promises_no_chunk,
+    nothing_to_check=splitting.promises_no_chunk,
 )
 decode_chain_agrees = Property(
     "agrees_with_decode", "relations", decode_chain_body, weight=0.5, nothing_to_check=no_decode
@@ -309,17 +320,17 @@ zero_keys = Property(
     strategy=two_sequences,
 )
 forgets = Property("forgets_everything", "relations", forgets_body, weight=0.5)
-far_apart = relations.far_apart(GdnPrefill().far_cases)
+far_apart = placement.far_apart(GdnPrefill().far_cases)
 recall = Property("recalls_what_was_written", "relations", recall_body, weight=0.5)
-extreme_dims = relations.extreme_dims(GdnPrefill().cases, {"K": [256, 1, 130, 2], "V": [256, 1, 130, 2]})
+extreme_dims = equivalence.extreme_dims(GdnPrefill().cases, {"K": [256, 1, 130, 2], "V": [256, 1, 130, 2]})
 false_starts = arguments.false_starts()
 working_memory = guards.working_memory(one_long_sequence)
 stretched_axes = views.stretched_axes(OPERATOR)
 
 PROPERTIES = (
-    relations.equivalence,
+    equivalence.equivalence,
     extreme_dims,
-    relations.published(GdnPrefill().published_cases),
+    equivalence.published(GdnPrefill().published_cases),
     long_equivalence,
     zero_keys,
     relations.alone,
@@ -328,11 +339,11 @@ PROPERTIES = (
     relations.slots_renamed,
     relations.inactive_rows_added,
     empties_added,
-    relations.split_near,
+    splitting.split_near,
     split_at_chunk,
-    relations.single_tokens_near,
+    splitting.single_tokens_near,
     decode_chain_agrees,
-    relations.gathered,
+    placement.gathered,
     relations.trailing_tokens,
     strided,
     relations.repeated,
@@ -346,10 +357,10 @@ PROPERTIES = (
     only_decays,
     forgets,
     recall,
-    relations.baseline_agrees,
+    equivalence.baseline_agrees,
     memory,
-    relations.poison_independent,
-    relations.high_slot,
+    placement.poison_independent,
+    placement.high_slot,
     far_apart,
     bad_arguments,
     arguments.strict_accepts,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness import arguments, guards, moe_relations, relations, strategies, views
+from harness import arguments, equivalence, guards, moe_relations, placement, relations, strategies, views
 from harness.batch import Batch, Result
 from harness.case import Case, Segment
 from harness.context import Context, Property, in_one_dtype
@@ -208,11 +208,11 @@ crowd = Property(
     dtypes=("bfloat16",),
     strategy=many_experts,
 )
-published = relations.published(MIXTURE.published_cases)
-far_apart = relations.far_apart(few_or_more_rows)
+published = equivalence.published(MIXTURE.published_cases)
+far_apart = placement.far_apart(few_or_more_rows)
 stretched_axes = replace(views.stretched_axes(OPERATOR), strategy=few_experts_apart)
 bad_arguments = replace(moe_relations.bad_arguments, dtypes=("bfloat16",))
-variants = replace(guards.variants, body=variants_body)
+variants = replace(guards.variants, body=variants_body, dtypes=("bfloat16",))
 launch_count = replace(guards.launch_count, dtypes=("bfloat16",), examples=2, strategy=every_launch)
 cold_equals_warm = replace(relations.cold_equals_warm, examples=1)
 working_memory = Property(
@@ -225,8 +225,9 @@ working_memory = Property(
 )
 
 PROPERTIES = (
-    relations.equivalence,
+    equivalence.equivalence,
     moe_relations.exact,
+    moe_relations.cancelled,
     crowd,
     published,
     moe_relations.unread,
@@ -235,16 +236,15 @@ PROPERTIES = (
         "bfloat16",
         relations.alone,
         relations.permuted,
-        relations.strided,
+        placement.strided,
         relations.neighbour_perturbed,
         moe_relations.appended,
         moe_relations.rows_apart,
         moe_relations.one_hot,
         moe_relations.unchosen,
-        relations.memory,
-        relations.poison_independent,
+        placement.memory,
+        placement.poison_independent,
         views.spread_vectors,
-        variants,
         guards.graph_replay,
     ),
     *in_one_dtype(
@@ -252,7 +252,7 @@ PROPERTIES = (
         relations.repeated,
         moe_relations.relabelled,
         moe_relations.identical,
-        relations.baseline_agrees,
+        equivalence.baseline_agrees,
         arguments.strict_accepts,
         guards.host_sync,
     ),
@@ -264,6 +264,7 @@ PROPERTIES = (
         moe_relations.columns_split,
     ),
     bad_arguments,
+    variants,
     launch_count,
     cold_equals_warm,
     two_steps,

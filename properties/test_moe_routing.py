@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from harness import arguments, guards, moe_relations, relations, views
+from harness import arguments, equivalence, guards, moe_relations, placement, relations, views
 from harness.batch import Result
 from harness.case import Case, Segment
 from harness.context import Context, Property, in_one_dtype
@@ -107,25 +107,25 @@ def few_experts(scale: Scale, dtype: str) -> Any:
 sums = Property("weights_add_up", "relations", sums_body, dtypes=("float16",))
 logits_returned = Property("top_k_returns_logits", "relations", logits_returned_body, weight=0.5, dtypes=("bfloat16",))
 unsure = Property("unsure_choices", "relations", unsure_body, dtypes=("float32",))
-published = relations.published(ROUTER.published_cases)
-far_apart = relations.far_apart(ROUTER.far_cases)
+published = equivalence.published(ROUTER.published_cases)
+far_apart = placement.far_apart(ROUTER.far_cases)
 stretched_axes = replace(views.stretched_axes(OPERATOR), strategy=few_experts)
 bad_arguments = replace(moe_relations.bad_arguments, dtypes=("bfloat16",))
 
 PROPERTIES = (
-    relations.equivalence,
+    equivalence.equivalence,
     published,
     *in_one_dtype(
         "bfloat16",
         relations.alone,
         relations.permuted,
-        relations.strided,
+        placement.strided,
         relations.neighbour_perturbed,
         moe_relations.rows_apart,
         moe_relations.naive,
         moe_relations.equal_logits,
-        relations.baseline_agrees,
-        relations.poison_independent,
+        equivalence.baseline_agrees,
+        placement.poison_independent,
         arguments.strict_accepts,
         views.spread_vectors,
         guards.host_sync,
@@ -143,7 +143,7 @@ PROPERTIES = (
         moe_relations.shut,
         guards.graph_replay,
     ),
-    *in_one_dtype("float16", relations.memory, guards.launch_count),
+    *in_one_dtype("float16", placement.memory, guards.launch_count),
     bad_arguments,
     sums,
     logits_returned,

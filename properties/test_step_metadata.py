@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
-from harness import guards, relations
+from harness import equivalence, guards
 from harness.arguments import strict_mode
 from harness.case import Step, StepCase
 from harness.context import Context, Property
@@ -265,7 +265,7 @@ unsynchronized = Property("back_to_back", "relations", unsynchronized_body, stra
 independent = Property("independent_of_history", "relations", independent_of_history_body, strategy=lives)
 host_agrees = Property("host_agrees_with_device", "relations", agrees_with_device_body)
 baseline_agrees = Property(
-    "agrees_with_baseline", "relations", baseline_body, weight=0.5, nothing_to_check=relations.no_baseline
+    "agrees_with_baseline", "relations", baseline_body, weight=0.5, nothing_to_check=equivalence.no_baseline
 )
 exact_limits = Property("limits_are_exact", "arguments", exact_limits_body, weight=0.5, nothing_to_check=takes_no_limit)
 bad_steps = Property("bad_arguments", "arguments", bad_steps_body, examples=5)

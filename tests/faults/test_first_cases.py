@@ -21,6 +21,7 @@ SEEN_AT_ONCE = {
     "route-scaling-of-no-use-accepted": ("bad_arguments", "not rejected"),
     "route-groups-that-are-not-there-accepted": ("bad_arguments", "not rejected"),
     "moe-padding-tiles-are-expert-0": ("unchosen_experts_are_not_read", "out of bounds"),
+    "moe-sum-rounded-at-every-place": ("opposite_experts_cancel", "over budget"),
     "moe-tile-of-the-sum-follows-the-tokens": ("bounded_variants", "recompiles"),
 }
 

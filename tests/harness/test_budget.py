@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import references
-from harness import budget, operators, relations, strategies
+from harness import budget, equivalence, operators, strategies
 from harness.budget import measure, require_same_bits, require_within
 from harness.cell import adapted
 from harness.context import Context
@@ -308,7 +308,7 @@ def test_calibration(name: str, dtype: str) -> None:
         context = Context(operator, function, torch.device("cpu"), claims, check_memory=False)
         few = cases if who == "baseline" else cases[: CASES // 4]
         for case in few:
-            relations.equivalence_body(context, adapted(case, claims))
+            equivalence.equivalence_body(context, adapted(case, claims))
         shares[who] = context.worst_share
     print(f"\n| {name} | {dtype} | {len(cases)} | " + " | ".join(f"{s:.2f}" for s in shares.values()) + " |")
     assert max(shares.values()) < 1

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import references
-from harness import operators, relations
+from harness import equivalence, operators, placement, relations, splitting
 from harness.batch import Result
 from harness.case import Case, Segment
 from harness.context import Context
@@ -74,9 +74,9 @@ def last_slot_scaled(name: str) -> Callable[..., Tensor]:
 @pytest.mark.parametrize("name", CASES)
 def test_a_wrong_state_fails_where_the_outputs_are_right(name: str, dtype: str) -> None:
     case = CASES[name].with_(dtype=dtype)
-    relations.equivalence_body(context(name, getattr(references, name)), case)
+    equivalence.equivalence_body(context(name, getattr(references, name)), case)
     with pytest.raises(Failure, match=r"state.* sequence[s]? 1|^state") as caught:
-        relations.equivalence_body(context(name, last_slot_scaled(name)), case)
+        equivalence.equivalence_body(context(name, last_slot_scaled(name)), case)
     copied = name.startswith("conv")
     assert caught.value.symptom == ("not bitwise equal" if copied else "over budget")
 
@@ -158,7 +158,7 @@ def test_bits_are_asked_of_those_who_promise_them() -> None:
 # -- what a relation chooses ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("body", [relations.split_and_resume_body, relations.split_near_body])
+@pytest.mark.parametrize("body", [splitting.split_and_resume_body, splitting.split_near_body])
 @pytest.mark.parametrize("at", [0, 1, 7, 20])
 def test_a_sequence_is_cut_where_the_case_says(body: Callable[[Context, Case], None], at: int) -> None:
     """One call of the whole batch or of its beginning with the other sequence, one of the rest alone."""
@@ -193,7 +193,7 @@ def test_an_inactive_row_is_zero(value: float) -> None:
 def test_the_inactive_row_may_stand_before_the_others() -> None:
     """There a kernel that packs its active rows to the front is wrong; behind them it would be right."""
     compacts = load_target(target("rows_compacted", "faulty"))
-    relations.equivalence_body(context("conv_update", compacts), CASES["conv_update"])
+    equivalence.equivalence_body(context("conv_update", compacts), CASES["conv_update"])
     with pytest.raises(Failure, match=r"must be zero|must change no other row"):
         relations.inactive_rows_added_body(context("conv_update", compacts), CASES["conv_update"].with_(choice=0))
 
@@ -203,5 +203,5 @@ def test_a_slot_that_nobody_wrote_is_seen() -> None:
         return references.conv_prefill(x, weight, conv_state=conv_state.clone(), **keywords)
 
     with pytest.raises(Failure, match="slot 0 of sequence 1 still holds poison") as caught:
-        relations.memory_body(context("conv_prefill", forgets), CASES["conv_prefill"])
+        placement.memory_body(context("conv_prefill", forgets), CASES["conv_prefill"])
     assert caught.value.symptom == "not written"

@@ -53,7 +53,7 @@ PLANTED = (
     Planted("offset_ignored", MIXTURE, "experts_over_gpus_add_up", "over budget"),
     Planted("inner_activations_normalised", MIXTURE, "columns_over_gpus_add_up", "over budget"),
     Planted("idle_experts_times_zero", MIXTURE, "unchosen_experts_may_hold_nan", "not bitwise equal"),
-    Planted("sum_rounded_at_every_expert", MIXTURE, "equivalence", "over budget", "bfloat16", 1500),
+    Planted("sum_rounded_at_every_expert", MIXTURE, "opposite_experts_cancel", "over budget", "bfloat16", 2),
     Planted("expert_offset_in_32_bits", MIXTURE, "experts_far_apart", "not bitwise equal", "bfloat16", 2),
     Planted("room_for_all_pairs", MIXTURE, "bounded_working_memory", "copies state", "bfloat16", 2),
     Planted("weights_to_bfloat16", MIXTURE, "equivalence", "over budget"),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness import budget, operators, relations, strategies
+from harness import budget, equivalence, operators, strategies
 from harness.batch import Batch, Result
 from harness.case import Case, Segment
 from harness.context import Context
@@ -38,7 +38,7 @@ def shares(functions: dict[str, Any], dtype: str, count: int) -> dict[str, float
     for name, function in functions.items():
         context = Context(PREFILL, function, CPU, check_memory=False)
         for case in cases:
-            relations.equivalence_body(context, case)
+            equivalence.equivalence_body(context, case)
         out[name] = context.worst_share
     return out
 

@@ -7,7 +7,7 @@ import importlib
 import pytest
 
 import references
-from harness import guards, relations
+from harness import equivalence, guards, placement, relations, splitting
 from harness.context import GROUPS, Property
 from harness.isolation import find_property, suite
 from harness.operators import OPERATORS, TokenOperator
@@ -54,7 +54,7 @@ def test_every_operator_has_a_reference_subjects_and_cases(name: str) -> None:
     assert all(CASES[tier][device][name] > 0 for tier in TIERS for device in ("cpu", "cuda"))
 
 
-@pytest.mark.parametrize("module", [relations, guards])
+@pytest.mark.parametrize("module", [equivalence, guards, placement, relations, splitting])
 def test_every_relation_and_guard_is_used(module: object) -> None:
     used = {id(p) for name in OPERATORS for p in suite(name).PROPERTIES}
     assert [name for name, prop in declared(module).items() if id(prop) not in used] == []

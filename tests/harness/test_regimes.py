@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness import operators, relations, strategies
+from harness import equivalence, operators, strategies
 from harness.case import Case, Segment
 from harness.context import Context
 from harness.failure import Failure
@@ -95,7 +95,7 @@ def case(seed: int, dtype: str, **regime: str) -> Case:
 def caught(function: Callable[..., Any], case: Case) -> bool:
     context = Context(operators.get("gdn_prefill"), function, torch.device("cpu"), check_memory=False)
     try:
-        relations.equivalence_body(context, case)
+        equivalence.equivalence_body(context, case)
     except Failure as failure:
         if failure.symptom != "over budget":
             raise
