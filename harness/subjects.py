@@ -37,7 +37,8 @@ class Capabilities:
     by the budget. routing_methods: of a mixture of experts; empty: all. weights_rounded: the dtype to which it rounds
     routing weights, empty for none. products_rounded: whether every result on the way is rounded to the dtype of the inputs,
     as separate calls of a library do, and not only what goes into the second product. parts_rounded: what each expert
-    adds to a token is. Budgets of such subjects allow for what they declare.
+    adds to a token is. Budgets of such subjects allow for what they declare. deep_sigmoids: whether sigmoids that are next to
+    nothing in float32 are still divided rightly by their sum, which as they stand are 0 / 0.
     """
 
     devices: tuple[str, ...] = ("cpu", "cuda")
@@ -60,6 +61,7 @@ class Capabilities:
     weights_rounded: str = ""
     products_rounded: bool = False
     parts_rounded: bool = False
+    deep_sigmoids: bool = True
 
     @property
     def roundings(self) -> dict[str, Any]:

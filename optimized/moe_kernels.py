@@ -114,7 +114,7 @@ def grouped_gate_up_kernel(
     end = tl.load(tiles + tile * LINE + 2)
     column = (tl.program_id(0) % column_blocks) * COLUMNS + tl.arange(0, COLUMNS)
     weights_of_expert = w_gate_up + expert * stride_we
-    if HALVES:
+    if HALVES:  # noqa: SIM102 - joined, both would be compiled for every tile
         if end - first <= TILE // 2:
             _gate_up_rows(
                 x, weights_of_expert, order, inner, first, end, column, hidden, size, top_k,
@@ -214,7 +214,7 @@ def grouped_down_kernel(
     end = tl.load(tiles + tile * LINE + 2)
     column = (tl.program_id(0) % column_blocks) * COLUMNS + tl.arange(0, COLUMNS)
     weights_of_expert = w_down + expert * stride_we
-    if HALVES:
+    if HALVES:  # noqa: SIM102 - joined, both would be compiled for every tile
         if end - first <= TILE // 2:
             _down_rows(
                 inner, weights_of_expert, weights, order, parts, first, end, column, hidden, size,

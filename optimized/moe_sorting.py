@@ -10,7 +10,7 @@ from .moe_sorting_kernels import add_up_kernel, count_kernel, place_kernel, sort
 Tensor = torch.Tensor
 
 #: Up to so many rows every program of the sort counts them all; more are counted block by block, in a launch before.
-_ROWS_COUNTED_BY_ALL = 4096
+_ROWS_COUNTED_BY_ALL = 2048
 # Small enough for small batches to take both ways.
 _ROWS_COUNTED_BY_ALL_INTERPRETED = 64
 
@@ -38,11 +38,11 @@ def sort(
             num_warps=8,
         )
         return
-    block, at_once, columns = (32, 2, min(128, bins)) if interpreted else (128, 128, min(32, bins))
+    block, at_once, columns = (32, 2, min(128, bins)) if interpreted else (128, 256, min(8, bins))
     blocks = triton.cdiv(rows, block)
     counts = torch.empty((blocks, bins), dtype=torch.int32, device=expert_ids.device)
     totals = torch.empty(bins, dtype=torch.int32, device=expert_ids.device)
-    count_kernel[(blocks,)](expert_ids, counts, rows, expert_offset, experts, BLOCK=block, BINS=bins, num_warps=4)
+    count_kernel[(blocks,)](expert_ids, counts, rows, expert_offset, experts, BLOCK=block, BINS=bins, num_warps=2)
     add_up_kernel[(bins // columns,)](counts, totals, blocks, BLOCKS=at_once, BINS=bins, COLUMNS=columns, num_warps=4)
     place_kernel[(blocks,)](
         expert_ids,
@@ -57,5 +57,5 @@ def sort(
         TILE=tile,
         BLOCK=block,
         BINS=bins,
-        num_warps=8,
+        num_warps=2,
     )

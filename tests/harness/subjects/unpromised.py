@@ -73,4 +73,5 @@ _NAMES = (
 )
 for _name in _NAMES:
     globals()[_name].sluicegate = {"bitwise": False}
+moe_routing.sluicegate = {"bitwise": False, "deep_sigmoids": False}  # type: ignore[attr-defined]
 wobbles_openly.sluicegate = {"bitwise": False, "repeatable": False}  # type: ignore[attr-defined]
