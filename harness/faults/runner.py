@@ -36,7 +36,9 @@ def run(faults: Iterable[Fault], settings: Settings, *, workers: int, listener: 
         listener(verdict)
     by_id = {fault.id: fault for fault in faults}
     tasks = [_task(fault, settings) for fault in faults if fault.id not in verdicts]
-    for ended in forked.run(tasks, workers=workers, limit=settings.time_limit + trial.CASE_TIMEOUT + GRACE):
+    for ended in forked.run(
+        tasks, workers=workers, limit=settings.time_limit + trial.CASE_TIMEOUTS[settings.device] + GRACE
+    ):
         verdict = _finish(by_id[ended.task.name], ended, settings)
         if _goes_on(verdict, settings):
             tasks.insert(0, _task(verdict.fault, settings, verdict))
@@ -73,7 +75,8 @@ def _finish(fault: Fault, ended: forked.Ended, settings: Settings) -> Verdict:
         return verdict
     _, stack = inflight.read(settings.folder / "inflight", fault.file_name)
     if "Timeout" in stack:
-        symptom, message = "hung", f"a case gave no answer within {trial.CASE_TIMEOUT:g} s"
+        limit = trial.CASE_TIMEOUTS[settings.device]
+        symptom, message = "hung", f"a case gave no answer within {limit:g} s"
     elif stack.startswith(trial.DEVICE_LOST):
         symptom, message = "crashed", stack.strip().splitlines()[0]
     else:

@@ -20,8 +20,9 @@ from harness.faults import injection, schedule
 from harness.faults.model import GENERATED, Fault
 from harness.faults.verdict import Settings, Verdict, Witness, partial, partial_path, verdict_path
 
-#: Seconds after which one case counts as hung.
-CASE_TIMEOUT = 20.0
+#: Seconds after which one case counts as hung. On a GPU the changed kernels are compiled within a case, all anew, beside those
+#: of the other trials: with 20 s, one case "hung" with eight faults that it has nothing to do with.
+CASE_TIMEOUTS = {"cpu": 20.0, "cuda": 90.0}
 #: How the note begins that a trial leaves when the device is lost.
 DEVICE_LOST = "device lost"
 #: What Triton raises for source that is no valid kernel. Everybody would notice; no fault was proved to be found.
@@ -80,7 +81,7 @@ def main(fault: Fault, settings: Settings, earlier: Verdict | None = None) -> No
     os.dup2(log.fileno(), sys.stdout.fileno() if _real(sys.stdout) else 1)
     os.dup2(log.fileno(), sys.stderr.fileno() if _real(sys.stderr) else 2)
     torch.set_num_threads(1)
-    inflight.start(settings.folder / "inflight", fault.file_name, CASE_TIMEOUT)
+    inflight.start(settings.folder / "inflight", fault.file_name, CASE_TIMEOUTS[settings.device])
     if settings.device == "cuda" and earlier is None:
         _warm_up(fault, settings)
     start = time.perf_counter()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from harness import inflight
 from harness.faults import forked, injection
 from harness.faults.model import Fault
-from harness.faults.trial import CASE_TIMEOUT
+from harness.faults.trial import CASE_TIMEOUTS
 from harness.faults.usual import demonstration, preparing, rules, trial
 from harness.faults.usual.inputs import KINDS, Kind
 from harness.faults.usual.preparing import Bench
@@ -59,7 +59,7 @@ def run(
     pairs = {trial.name_of(f, kind): (f, kind) for f in faults for kind in KINDS}
     tasks = [forked.Task(name, trial.main, (f, kind, settings)) for name, (f, kind) in pairs.items()]
     outcomes = {}
-    limit = settings.time_limit + CASE_TIMEOUT + GRACE
+    limit = settings.time_limit + CASE_TIMEOUTS["cpu"] + GRACE
     for done, ended in enumerate(forked.run(list(tasks), workers=workers, limit=limit), start=1):
         outcomes[ended.task.name] = _finish(*pairs[ended.task.name], ended, settings)
         listener("faults tried", done, len(tasks))
@@ -80,5 +80,5 @@ def _finish(fault: Fault, kind: Kind, ended: forked.Ended, settings: Settings) -
     if ended.exitcode is None:
         return Outcome(fault.id, kind, "error", message=f"ended after {ended.seconds:.0f} s without an answer")
     _, stack = inflight.read(settings.folder / "inflight", trial.name_of(fault, kind))
-    message = f"no answer within {CASE_TIMEOUT:g} s" if "Timeout" in stack else forked.death(ended.exitcode)
+    message = f"no answer within {CASE_TIMEOUTS['cpu']:g} s" if "Timeout" in stack else forked.death(ended.exitcode)
     return Outcome(fault.id, kind, "died", dict.fromkeys(rules.NAMES, 0), message=message, seconds=ended.seconds)

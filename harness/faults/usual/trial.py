@@ -17,7 +17,7 @@ import torch
 from harness import inflight, interpreter, operators
 from harness.faults import injection
 from harness.faults.model import Fault
-from harness.faults.trial import CASE_TIMEOUT
+from harness.faults.trial import CASE_TIMEOUTS
 from harness.faults.usual import calls, preparing, rules
 from harness.faults.usual.inputs import Kind
 from harness.faults.usual.preparing import Bench, Prepared
@@ -78,7 +78,7 @@ def main(fault: Fault, kind: Kind, settings: Settings) -> None:
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
     torch.set_num_threads(1)
-    inflight.start(settings.folder / "inflight", name, CASE_TIMEOUT)
+    inflight.start(settings.folder / "inflight", name, CASE_TIMEOUTS["cpu"])
     start = time.perf_counter()
     try:
         interpreter.repair()
