@@ -111,9 +111,7 @@ def moe(
     dims = _check(x, w_gate_up, w_down, expert_offset)
     moe_routing.check(router_logits, top_k, method, bias, n_group, topk_group, scaling, name="router_logits")
     checks.check_tensor("router_logits", router_logits, shape=("T", None), device=x.device, dims=dims)
-    if expert_offset + dims["El"] > router_logits.shape[1]:
-        wanted = f"at most {router_logits.shape[1] - dims['El']}"
-        raise checks.fail("expert_offset", expert_offset, wanted, "the experts that are here are among those routed to")
+    checks.check_experts_here(expert_offset, dims["El"], router_logits.shape[1])
     chosen: dict[str, Any] = {
         "top_k": top_k,
         "method": method,
