@@ -122,7 +122,7 @@ class Run:
         return [c for c in self.report["cells"] if all(c[k] == v for k, v in wanted.items())]
 
 
-def sluicegate(*arguments: str, cwd: Path, timeout: float = 110.0, **environment: str) -> Run:
+def sluicegate(*arguments: str, cwd: Path, timeout: float = 300.0, **environment: str) -> Run:
     """The command as a user types it, from ``cwd``; `verify` writes to ``cwd/out``."""
     out = cwd / "out"
     if arguments[0] == "verify":
