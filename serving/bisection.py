@@ -43,7 +43,6 @@ class Blame:
 
 def blame(model: HybridModel, trial: Trial, listener: Callable[[str, int, int], None] = lambda *_: None) -> Blame:
     """Runs the workload again and again with other operators; the model has its own kernels back afterwards."""
-    own = [layer.kernels for layer in model.layers]
     oracle = {name: implementation(name, "oracle", torch.float64) for name in SWAPPED}
     most = 2 + len(SWAPPED) + len(model.layers)
     tried = 0
@@ -58,7 +57,7 @@ def blame(model: HybridModel, trial: Trial, listener: Callable[[str, int, int], 
         return trial()
 
     everywhere = list(range(len(model.layers)))
-    try:
+    with model.kernels_kept() as own:
         if heals([], ()):
             return Blame((), None, tried, reproduced=False)
         if not heals(everywhere, SWAPPED):
@@ -66,6 +65,3 @@ def blame(model: HybridModel, trial: Trial, listener: Callable[[str, int, int], 
         guilty = tuple(name for name in SWAPPED if heals(everywhere, (name,)))
         alone = next((index for index in everywhere if heals([index], guilty[:1])), None) if guilty else None
         return Blame(guilty, alone, tried)
-    finally:
-        for layer, kernels in zip(model.layers, own, strict=True):
-            layer.kernels = kernels

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -88,6 +91,16 @@ class HybridModel:
         """Compute every layer with these from now on."""
         for layer in self.layers:
             layer.kernels = kernels
+
+    @contextmanager
+    def kernels_kept(self) -> Iterator[list[KernelSet]]:
+        """Each layer's kernels, which it has back afterwards, whatever it computed with meanwhile."""
+        own = [layer.kernels for layer in self.layers]
+        try:
+            yield own
+        finally:
+            for layer, kernels in zip(self.layers, own, strict=True):
+                layer.kernels = kernels
 
     @torch.no_grad()
     def __call__(self, batch: StepBatch, caches: Caches) -> Tensor:

@@ -13,11 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations
 
-import torch
 from torch import Tensor
 
 from serving.model import HybridModel
-from serving.truth import FACTOR, ULPS, ModelTruth, one_pass
+from serving.truth import ModelTruth, allowance, one_pass
 
 #: Of one request: the places looked at, the nearest ones first, and how many of them may have gone the other way at once.
 MOST_PLACES, MOST_AT_ONCE = 8, 2
@@ -38,16 +37,15 @@ def near_ties(truth: ModelTruth, tokens: Sequence[int]) -> list[NearTie]:
     """Places of the request where rounding could choose another expert, the nearest ties first.
 
     Two logits count as tied where they are no further apart than twice what logits of an engine may be off by, with the
-    rule of `serving.truth` in each layer: so many times the model kernel's largest error, and so many roundoffs.
+    rule of `serving.truth` in each layer.
     """
     oracle, near = (_router_logits(model, tokens) for model in (truth.oracle, truth.model_kernel))
-    top_k, eps = truth.oracle.config.top_k, torch.finfo(truth.model_kernel.dtype).eps
+    top_k = truth.oracle.config.top_k
     found = []
     for layer, logits in oracle.items():
         if logits.shape[1] <= top_k:
             continue
-        error = (near[layer].double() - logits).abs().amax()
-        allowed = 2 * float(FACTOR * error + ULPS * eps / 2 * logits.abs().amax())
+        allowed = 2 * allowance(near[layer], logits, truth.model_kernel.dtype)
         values, experts = logits.sort(dim=-1, descending=True, stable=True)
         shares = (values[:, top_k - 1] - values[:, top_k]) / allowed
         for token in (shares <= 1).nonzero().flatten().tolist():
@@ -89,15 +87,11 @@ def _router_logits(model: HybridModel, tokens: Sequence[int]) -> dict[int, Tenso
 @contextmanager
 def _before_moe(model: HybridModel, change: Callable[..., Tensor]) -> Iterator[None]:
     """The model with router logits that `change(layer, logits)` returns."""
-    own = [layer.kernels for layer in model.layers]
 
     def changed(layer: int, moe: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return lambda x, logits, *others, **keywords: moe(x, change(layer, logits), *others, **keywords)
 
-    try:
+    with model.kernels_kept():
         for index, layer in enumerate(model.layers):
-            layer.kernels = own[index].replaced(moe=changed(index, own[index].moe))
+            layer.kernels = layer.kernels.replaced(moe=changed(index, layer.kernels.moe))
         yield
-    finally:
-        for layer, kernels in zip(model.layers, own, strict=True):
-            layer.kernels = kernels

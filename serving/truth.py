@@ -59,9 +59,15 @@ class ModelTruth:
         """The same for each of these, computed side by side: no sequence sees another in the references."""
         oracles, models = (passes(model, histories) for model in (self.oracle, self.model_kernel))
         for tokens, oracle, near in zip(histories, oracles, models, strict=True):
-            error = (near.double() - oracle).abs().amax()
-            floor = ULPS * torch.finfo(self.model_kernel.dtype).eps / 2 * oracle.abs().amax()
-            yield Told(oracle.cpu(), (FACTOR * error + floor).expand(len(tokens)).cpu())
+            allowed = allowance(near, oracle, self.model_kernel.dtype)
+            yield Told(oracle.cpu(), allowed.expand(len(tokens)).cpu())
+
+
+def allowance(near: Tensor, oracle: Tensor, dtype: torch.dtype) -> Tensor:
+    """How far an engine of this dtype may be from the oracle's numbers where the model kernel has these."""
+    error = (near.double() - oracle).abs().amax()
+    floor = ULPS * torch.finfo(dtype).eps / 2 * oracle.abs().amax()
+    return FACTOR * error + floor
 
 
 def one_pass(model: HybridModel, tokens: Sequence[int], state_dtype: torch.dtype | None = None) -> Tensor:
