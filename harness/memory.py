@@ -107,6 +107,11 @@ class Arena:
             column += widths[name]
         return views
 
+    def permit(self, name: str, rows: Sequence[int]) -> None:
+        """These rows too of the buffer ``name`` may change, beside those that it was placed with."""
+        (buffer,) = (buffer for buffer in self.buffers if buffer.name == name)
+        buffer.writable_rows = sorted({*buffer.writable_rows, *rows})
+
     def arm(self) -> None:
         """Remember every byte. Call last before the subject runs."""
         for buffer in self.buffers:
