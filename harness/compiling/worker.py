@@ -24,6 +24,7 @@ from harness.case import AnyCase, Case, StepCase
 from harness.compiling.capture import NotCapturable, launches_in
 from harness.compiling.device import ARCHITECTURES
 from harness.compiling.resources import compiled
+from harness.operators.moe_routing import say_tokens
 from harness.subjects import load_target
 
 #: A compilation takes seconds at most; one that takes this long hangs.
@@ -123,13 +124,15 @@ def label(case: AnyCase) -> str:
     assert isinstance(case, Case)
     words = [" ".join(f"{name}={size}" for name, size in case.dims.items())]
     words += [f"{case.state_dtype} state"] if case.state_dtype != case.dtype and len(case.dims) > 1 else []
+    # How an expert mixture is launched depends on how many tokens there are.
+    words += [say_tokens(case)] if "E" in case.dims else []
     words += ["int64 indices"] if case.layout.wide_indices else []
-    words += [f"{k}={v}".replace("_", " ") for k, v in case.options.items() if k in _TOLD and v != _TOLD[k]]
+    words += [f"{k}={v}".replace("_", " ") for k, v in case.options.items() if k in _TOLD and v not in _TOLD[k]]
     return ", ".join(words)
 
 
-#: Options that change the kernel, and the value that goes without saying.
-_TOLD: dict[str, Any] = {"activation": "silu", "bias": True, "float32_weight": False}
+#: Options that change the kernel, and what goes without saying: a convolution has a bias and a router has none.
+_TOLD: dict[str, tuple[Any, ...]] = {"activation": ("silu",), "bias": (True, None), "float32_weight": (False,)}
 
 
 def _launches(operator: str, target: str, case: AnyCase, arch: str) -> Any:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from harness import operators
 from harness.compiling import matrix
 from harness.compiling.matrix import Cell
+from harness.compiling.worker import label
 from harness.subjects import Subject, load_target
 
 FILE = Path(__file__).with_name("planted.py")
@@ -27,6 +29,14 @@ def found() -> dict[str, list[Cell]]:
         "chosen_by_architecture", "crashes_the_compiler", "calls_plain_python",
     )  # fmt: skip
     return cells(*names)
+
+
+@pytest.mark.parametrize("operator", operators.OPERATORS)
+def test_no_two_shapes_have_one_name(operator: str) -> None:
+    """A baseline keeps one line for a name: of two shapes, one would be compared with the other's figures."""
+    for dtype in operators.get(operator).dtypes:
+        names = [label(case) for case in operators.get(operator).compile_cases(dtype)]
+        assert len(set(names)) == len(names)
 
 
 def test_kernel_that_compiles_passes(found: dict[str, list[Cell]]) -> None:
