@@ -304,7 +304,7 @@ def false_starts_body(context: Context, case: Case, *, negative: bool = False) -
         shift = 1 + case.choice % 97 + (0 if first else 256)
         call.keywords["cu_seqlens"][first:last] += -shift if last else shift
         # A sequence without tokens may own some by such starts, and its slot then changes.
-        call.arena.permit(context.tokens.state_name, [s.slot for s in batch.segments if s.active])
+        call.arena.permit(context.sequences.state_name, [s.slot for s in batch.segments if s.active])
         what, check = context.operator.name, context.check_memory
         judged = partial(execution.invoke, call=call, check_memory=check, what=what)
         # False starts are the caller's error: whatever is raised is as good as any result.

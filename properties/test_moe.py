@@ -9,7 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness import arguments, equivalence, guards, moe_relations, placement, relations, strategies, views
+from harness import (
+    arguments,
+    equivalence,
+    guards,
+    moe_batches,
+    moe_cost,
+    moe_relations,
+    moe_routing_relations,
+    placement,
+    relations,
+    strategies,
+    views,
+)
 from harness.batch import Batch, Result
 from harness.case import Case, Segment
 from harness.context import Context, Property, in_one_dtype
@@ -126,7 +138,7 @@ def few_experts_apart(scale: Scale, dtype: str) -> Any:
     sizes = {"E": 3, "El": 3, "k": 3, "I": 16, "Hd": 16}
     cases = MIXTURE.cases(scale, dtype)
     return cases.map(
-        lambda case: moe_relations.routed(case, "renormalize", first=0).with_(sequences=(Segment(4),), dims=sizes)
+        lambda case: moe_batches.routed(case, "renormalize", first=0).with_(sequences=(Segment(4),), dims=sizes)
     )
 
 
@@ -137,7 +149,7 @@ def few_or_more_rows(scale: Scale, dtype: str) -> Any:
         method = "renormalize" if case.options["method"] == "llama4" else case.options["method"]
         experts = max(4, case.dims["E"])
         chosen = 1 if case.choice == 0 else max(2, case.dims["k"])
-        routed = moe_relations.routed(case, method, first=0)
+        routed = moe_batches.routed(case, method, first=0)
         return routed.with_(dims={**case.dims, "E": experts, "El": experts, "k": min(chosen, experts)})
 
     return MIXTURE.far_cases(scale, dtype).map(fit)
@@ -148,7 +160,7 @@ def many_rows(scale: Scale, dtype: str) -> Any:
     sizes = {"E": 256, "El": 256, "k": 1, "I": 16, "Hd": 16}
     cases = MIXTURE.cases(scale, dtype)
     return cases.map(
-        lambda case: moe_relations.routed(case, "renormalize", first=0).with_(sequences=(Segment(64),), dims=sizes)
+        lambda case: moe_batches.routed(case, "renormalize", first=0).with_(sequences=(Segment(64),), dims=sizes)
     )
 
 
@@ -164,7 +176,7 @@ def many_experts(scale: Scale, dtype: str) -> Any:
 
     def fit(case: Case) -> Case:
         method = "renormalize" if case.options["method"] in ("llama4", "top_k") else case.options["method"]
-        routed = moe_relations.routed(case, method, first=0)
+        routed = moe_batches.routed(case, method, first=0)
         return routed.with_(sequences=(Segment(20 + case.choice % 9),), dims=sizes)
 
     return MIXTURE.cases(scale, dtype).map(fit)
@@ -172,7 +184,7 @@ def many_experts(scale: Scale, dtype: str) -> Any:
 
 def variants_body(context: Context, case: Case) -> None:
     """Eight experts a token, so that nearly any number of tokens is many rows, and one, so that more numbers of them are few."""
-    case = moe_relations.whole(moe_relations.routed(case, case.options["method"], bias=case.options["bias"]))
+    case = moe_batches.whole(moe_batches.routed(case, case.options["method"], bias=case.options["bias"]))
     experts = max(8, case.dims["E"])
     for chosen in (1,) if case.options["method"] == "llama4" else (8, 1):
         dims = {**case.dims, "E": experts, "El": experts, "k": chosen}
@@ -182,9 +194,9 @@ def variants_body(context: Context, case: Case) -> None:
 def many_experts_body(context: Context, case: Case) -> None:
     """Every other token goes to the last experts: among so many hardly one would by chance."""
     batch = context.batch(case)
-    logits = moe_relations.logits_of(batch).float()
+    logits = moe_batches.logits_of(batch).float()
     logits[::2, -5:] += 2 * expert_choice.WIDEST_SOFTMAX
-    batch = moe_relations.with_logits(batch, expert_choice.settled(logits, None, case))
+    batch = moe_batches.with_logits(batch, expert_choice.settled(logits, None, case))
     context.require_within_budget(context.run(batch), batch)
 
 
@@ -211,14 +223,14 @@ crowd = Property(
 published = equivalence.published(MIXTURE.published_cases)
 far_apart = placement.far_apart(few_or_more_rows)
 stretched_axes = replace(views.stretched_axes(OPERATOR), strategy=few_experts_apart)
-bad_arguments = replace(moe_relations.bad_arguments, dtypes=("bfloat16",))
+bad_arguments = replace(moe_routing_relations.bad_arguments, dtypes=("bfloat16",))
 variants = replace(guards.variants, body=variants_body, dtypes=("bfloat16",))
 launch_count = replace(guards.launch_count, dtypes=("bfloat16",), examples=2, strategy=every_launch)
 cold_equals_warm = replace(relations.cold_equals_warm, examples=1)
 working_memory = Property(
     "bounded_working_memory",
     "cost",
-    moe_relations.working_memory_body,
+    moe_cost.working_memory_body,
     examples=2,
     dtypes=("bfloat16",),
     strategy=many_rows,
@@ -230,7 +242,7 @@ PROPERTIES = (
     moe_relations.cancelled,
     crowd,
     published,
-    moe_relations.unread,
+    moe_cost.unread,
     working_memory,
     *in_one_dtype(
         "bfloat16",
@@ -238,8 +250,8 @@ PROPERTIES = (
         relations.permuted,
         placement.strided,
         relations.neighbour_perturbed,
-        moe_relations.appended,
-        moe_relations.rows_apart,
+        moe_routing_relations.appended,
+        moe_routing_relations.rows_apart,
         moe_relations.one_hot,
         moe_relations.unchosen,
         placement.memory,
@@ -250,7 +262,7 @@ PROPERTIES = (
     *in_one_dtype(
         "float16",
         relations.repeated,
-        moe_relations.relabelled,
+        moe_routing_relations.relabelled,
         moe_relations.identical,
         equivalence.baseline_agrees,
         arguments.strict_accepts,
@@ -258,8 +270,8 @@ PROPERTIES = (
     ),
     *in_one_dtype(
         "float32",
-        moe_relations.shifted,
-        moe_relations.naive,
+        moe_routing_relations.shifted,
+        moe_routing_relations.naive,
         moe_relations.experts_split,
         moe_relations.columns_split,
     ),

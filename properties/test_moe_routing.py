@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from harness import arguments, equivalence, guards, moe_relations, placement, relations, views
+from harness import arguments, equivalence, guards, moe_batches, moe_routing_relations, placement, relations, views
 from harness.batch import Result
 from harness.case import Case, Segment
 from harness.context import Context, Property, in_one_dtype
@@ -47,7 +47,7 @@ def logits_returned_body(context: Context, case: Case) -> None:
     """Of "top_k" the weights are the chosen logits, to the bit."""
     if "top_k" not in (context.capabilities.routing_methods or ("top_k",)):
         return
-    batch = context.batch(moe_relations.routed(case, "top_k", bias=case.options["bias"]))
+    batch = context.batch(moe_batches.routed(case, "top_k", bias=case.options["bias"]))
     got, oracle = context.run(batch), context.tokens.oracle(batch)
     expected = Result(tuple(weights.float() for weights in oracle.outputs), oracle.states)
     context.require_same(got, expected, "the weights must be the chosen logits", batch=batch)
@@ -61,18 +61,18 @@ def unsure_body(context: Context, case: Case) -> None:
     method = ("sigmoid_renorm", "minimax2", "sigmoid")[case.choice % 3]
     if method not in (context.capabilities.routing_methods or (method,)):
         return
-    case = moe_relations.routed(case, method, bias="small")
+    case = moe_batches.routed(case, method, bias="small")
     batch = context.batch(case)
     draw = torch.Generator().manual_seed(case.choice)
     # sigmoid(l) + b is nearly one number for all experts: what the sigmoid lacks, the bias has.
     logits = torch.randn(case.tokens, case.dims["E"], generator=draw).to(batch.device)
-    logits = logits[:1].expand_as(logits).to(moe_relations.logits_of(batch).dtype)
+    logits = logits[:1].expand_as(logits).to(moe_batches.logits_of(batch).dtype)
     bias = torch.zeros(case.dims["E"], device=batch.device)
     if case.tokens:
         # Some experts are clearly behind.
         behind = torch.rand(case.dims["E"], generator=draw).to(batch.device) < 0.5
         bias = (1 - torch.sigmoid(logits[0].double()) - 0.5 * behind).float()
-    batch = replace(moe_relations.with_logits(batch, logits), shared={"bias": bias})
+    batch = replace(moe_batches.with_logits(batch, logits), shared={"bias": bias})
     got = context.run(batch)
     ids = torch.cat([one for one in got.states if one is not None]).long()
     scores = expert_choice.scores(logits, bias, method)
@@ -100,7 +100,7 @@ def few_experts(scale: Scale, dtype: str) -> Any:
     """A few tokens and experts: with two of either, a stride itself would need more than 31 bits."""
     cases = ROUTER.cases(scale, dtype)
     return cases.map(
-        lambda case: moe_relations.routed(case, "default").with_(sequences=(Segment(4),), dims={"E": 5, "k": 3})
+        lambda case: moe_batches.routed(case, "default").with_(sequences=(Segment(4),), dims={"E": 5, "k": 3})
     )
 
 
@@ -110,7 +110,7 @@ unsure = Property("unsure_choices", "relations", unsure_body, dtypes=("float32",
 published = equivalence.published(ROUTER.published_cases)
 far_apart = placement.far_apart(ROUTER.far_cases)
 stretched_axes = replace(views.stretched_axes(OPERATOR), strategy=few_experts)
-bad_arguments = replace(moe_relations.bad_arguments, dtypes=("bfloat16",))
+bad_arguments = replace(moe_routing_relations.bad_arguments, dtypes=("bfloat16",))
 
 PROPERTIES = (
     equivalence.equivalence,
@@ -121,9 +121,9 @@ PROPERTIES = (
         relations.permuted,
         placement.strided,
         relations.neighbour_perturbed,
-        moe_relations.rows_apart,
-        moe_relations.naive,
-        moe_relations.equal_logits,
+        moe_routing_relations.rows_apart,
+        moe_routing_relations.naive,
+        moe_routing_relations.equal_logits,
         equivalence.baseline_agrees,
         placement.poison_independent,
         arguments.strict_accepts,
@@ -135,12 +135,12 @@ PROPERTIES = (
     *in_one_dtype(
         "float32",
         relations.repeated,
-        moe_relations.appended,
-        moe_relations.shifted,
-        moe_relations.constant_bias,
-        moe_relations.relabelled,
-        moe_relations.nan_logits,
-        moe_relations.shut,
+        moe_routing_relations.appended,
+        moe_routing_relations.shifted,
+        moe_routing_relations.constant_bias,
+        moe_routing_relations.relabelled,
+        moe_routing_relations.nan_logits,
+        moe_routing_relations.shut,
         guards.graph_replay,
     ),
     *in_one_dtype("float16", placement.memory, guards.launch_count),

@@ -58,9 +58,9 @@ def test_a_fault_in_a_helper_reaches_the_subject_that_imports_it(tmp_path: Path)
 
 
 def test_a_fault_that_cannot_reach_the_subject_is_an_error(tmp_path: Path) -> None:
-    fault = replace(FAULT, module="optimized.causal_conv", find="_convolve(bias,", replace="_convolve(bias, ")
+    fault = replace(FAULT, module="optimized.causal_conv_kernels", find="_convolve(bias,", replace="_convolve(bias, ")
     with (
-        pytest.raises(ValueError, match=r"does not import optimized\.causal_conv"),
+        pytest.raises(ValueError, match=r"does not import optimized\.causal_conv_kernels"),
         injection.injected(fault, tmp_path),
     ):
         pass

@@ -182,7 +182,7 @@ def test_the_subject_that_uses_it_most_judges_and_of_those_the_nearest() -> None
     assert (
         judges["optimized.chunk_metadata", "chunk_metadata_host"].subject == "optimized.chunk_metadata:chunk_metadata"
     )
-    assert judges["optimized.causal_conv", "_update_kernel"].operator == "conv_update"
+    assert judges["optimized.causal_conv_kernels", "update_kernel"].operator == "conv_update"
     assert judges["optimized.gdn_prefill_kernels", "_chunk_of"].operator == "gdn_prefill"
     assert {name for name, _ in judges if name.startswith(("optimized.peers", "serving"))} == set()
 
