@@ -72,7 +72,8 @@ def moe_experts(
     Raises:
         ValueError: wrong shape, dtype or device.
     """
-    dims = _check(x, w_gate_up, w_down, expert_offset)
+    dims = _check(x, w_gate_up, w_down)
+    checks.check_int("expert_offset", expert_offset, 0)
     same: dict[str, Any] = {"device": x.device, "dims": dims}
     checks.check_tensor("expert_ids", expert_ids, shape=("T", "k"), dtypes=(torch.int32,), **same)
     checks.check_tensor("weights", weights, shape=("T", "k"), dtypes=(torch.float32,), **same)
@@ -108,7 +109,7 @@ def moe(
     expert_offset: int = 0,
 ) -> Tensor:
     """`moe_routing` of `router_logits` [T, E] and `moe_experts` in a row: their arguments, result and errors."""
-    dims = _check(x, w_gate_up, w_down, expert_offset)
+    dims = _check(x, w_gate_up, w_down)
     moe_routing.check(router_logits, top_k, method, bias, n_group, topk_group, scaling, name="router_logits")
     checks.check_tensor("router_logits", router_logits, shape=("T", None), device=x.device, dims=dims)
     checks.check_experts_here(expert_offset, dims["El"], router_logits.shape[1])
@@ -333,7 +334,7 @@ def _tiled(
     )
 
 
-def _check(x: Tensor, w_gate_up: Tensor, w_down: Tensor, expert_offset: int) -> dict[str, int]:
+def _check(x: Tensor, w_gate_up: Tensor, w_down: Tensor) -> dict[str, int]:
     """Raise a ValueError for tokens or weights that cannot be; the sizes of those that can."""
     dims: dict[str, int] = {}
     checks.check_tensor("x", x, shape=("T", "Hd"), dtypes=_FLOATS, dims=dims)
@@ -348,7 +349,6 @@ def _check(x: Tensor, w_gate_up: Tensor, w_down: Tensor, expert_offset: int) -> 
         # Offsets inside a token or an expert are 32-bit in the kernels.
         span = sum((n - 1) * s for n, s in zip(view.shape[1:], view.stride()[1:], strict=True))
         checks.check_span(name, view, span, what)
-    checks.check_int("expert_offset", expert_offset, 0)
     checks.check_runnable("x", x)
     return dims
 
