@@ -57,20 +57,24 @@ def routings(
         st.sampled_from((*METHODS, "deepseek_v3", "deepseek_v3")),
         st.sampled_from(BIASES),
         st.sampled_from((1, 2, 1, 2, 3, 4, 5, 0)),
-        st.integers(0, 3),
+        # Where all groups are kept, they choose nothing.
+        st.sampled_from((0, 1, 2, 3, 0, 1, 2, None)),
         st.sampled_from(SCALINGS),
     )
 
 
 def routing(
-    experts: int, top_k: int, method: str, bias: str | None, groups: int, kept: int, scaling: float
+    experts: int, top_k: int, method: str, bias: str | None, groups: int, kept: int | None, scaling: float
 ) -> tuple[dict[str, int], dict[str, Any]]:
-    """What is drawn, made to fit: k within E and within the kept groups, groups and scaling for methods that have them."""
+    """What is drawn, made to fit: k within E and within the kept groups, groups and scaling for methods that have them.
+
+    kept: the groups kept beyond the first, fewer than all; None: all.
+    """
     n_group = topk_group = 1
     if method == "deepseek_v3":
         divisors = [n for n in range(1, experts + 1) if experts % n == 0]
         n_group = divisors[groups % len(divisors)]
-        topk_group = 1 + kept % n_group
+        topk_group = n_group if kept is None else 1 + kept % max(1, n_group - 1)
     available = topk_group * (experts // n_group)
     chosen = min(top_k or MOST_CHOSEN, available)
     options = {
