@@ -25,7 +25,7 @@ from harness.subjects import registered
 Definition = tuple[str, str]
 
 #: Flags of kernels that the host sets to one value on a CPU, whatever the case.
-CPU_FLAGS = {"PTX": False, "VALUES_FIRST": True, "is_cuda": False, "interpret": True}
+CPU_FLAGS = {"PTX": False, "VALUES_FIRST": True, "is_cuda": False, "interpret": True, "interpreted": True}
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 from typer.testing import CliRunner
 
+import optimized
 from harness import interpreter, operators, strategies
 from harness.case import StepCase
 from harness.cell import Cell, CellSpec
@@ -205,6 +206,18 @@ def test_the_flags_have_on_a_cpu_the_values_that_are_said() -> None:
         assert launch.values_first == reach.CPU_FLAGS["VALUES_FIRST"]
     assert load_target("optimized.functions:has_ptx")(tensor) == reach.CPU_FLAGS["PTX"]
     assert tensor.is_cuda == reach.CPU_FLAGS["is_cuda"]
+
+
+def test_interpreted_says_everywhere_that_the_device_is_a_cpu() -> None:
+    said = [
+        ast.unparse(node.value)
+        for path in Path(optimized.__file__).parent.glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if (isinstance(node, ast.keyword) and node.arg == "interpreted")
+        or (isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "interpreted")
+    ]
+    assert len(said) > 1
+    assert all(one.endswith(".type == 'cpu'") for one in said)
 
 
 def test_a_condition_on_the_device_ends_what_a_cpu_runs() -> None:
