@@ -332,17 +332,25 @@ def test_the_unit_of_two_views_has_no_order() -> None:
             assert unit(x, z) == unit(z, x)
 
 
+#: What unchanged subjects return, by subject, dtype and number of the case: the same for all of their faults.
+UNCHANGED: dict[tuple[str, str, int], list[torch.Tensor]] = {}
+
+
 def judged_as_the_right_one(fault: model.Fault, target: str, cases: int) -> None:
     """Over so many cases the changed subject gives the bits, or for a builder the metadata, of the unchanged one."""
     operator = operators.get(fault.operator)
-    for dtype in operator.dtypes:
-        for case in draws(operator.cases(strategies.CPU, dtype), cases, 7):
+    # A launch is chosen by sizes, whatever the dtype is.
+    for dtype in operator.dtypes[-1:] if fault.operator == "moe" else operator.dtypes:
+        for number, case in enumerate(draws(operator.cases(strategies.CPU, dtype), cases, 7)):
             if isinstance(case, StepCase):
                 spec = CellSpec(fault.operator, "x", target, "engine_life", "cpu", dtype, examples=1, seed=0)
                 Cell(spec, find_property(fault.operator, "arbitrary_steps")).judge(case)
                 continue
-            got, expected = (results(operator, load_target(name), case) for name in (target, fault.subject))
-            assert all(map(same_bits, got, expected)), case
+            place = fault.subject, dtype, number
+            if place not in UNCHANGED:
+                UNCHANGED[place] = results(operator, load_target(fault.subject), case)
+            got = results(operator, load_target(target), case)
+            assert all(map(same_bits, got, UNCHANGED[place])), case
 
 
 def results(operator: Operator, function: Callable[..., Any], case: Any) -> list[torch.Tensor]:
