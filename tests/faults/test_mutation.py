@@ -218,6 +218,7 @@ def test_interpreted_says_everywhere_that_the_device_is_a_cpu() -> None:
     ]
     assert len(said) > 1
     assert all(one.endswith(".type == 'cpu'") for one in said)
+    assert reach.CPU_FLAGS["interpreted"] is True
 
 
 def test_a_condition_on_the_device_ends_what_a_cpu_runs() -> None:
@@ -332,6 +333,8 @@ def test_the_unit_of_two_views_has_no_order() -> None:
             assert unit(x, z) == unit(z, x)
 
 
+#: Cases of a dtype for `judged_as_the_right_one`, more where they are cheap.
+CASES = {"chunk_metadata": 60, "step_metadata": 60, "moe": 12}
 #: What unchanged subjects return, by subject, dtype and number of the case: the same for all of their faults.
 UNCHANGED: dict[tuple[str, str, int], list[torch.Tensor]] = {}
 
@@ -366,9 +369,7 @@ def results(operator: Operator, function: Callable[..., Any], case: Any) -> list
 def test_equivalents_give_the_same_bits(fault: model.Fault, tmp_path: Path) -> None:
     interpreter.repair()
     with injection.injected(fault, tmp_path) as target:
-        judged_as_the_right_one(
-            fault, target, 60 if "metadata" in fault.operator else 12 if fault.operator == "moe" else 3
-        )
+        judged_as_the_right_one(fault, target, CASES.get(fault.operator, 3))
 
 
 @on_the_interpreter

@@ -384,6 +384,15 @@ def test_usually_two_sequences_or_more(operator: str, scale: strategies.Scale) -
     assert share > 0.5, f"only {share:.0%} of the draws have two sequences or more: {collections.Counter(sizes)}"
 
 
+@pytest.mark.parametrize("operator", ["moe_routing", "moe"])
+def test_of_several_groups_fewer_than_all_are_usually_kept(operator: str, scale: strategies.Scale) -> None:
+    """Where all are kept they choose nothing, and a router that forgets them is right."""
+    options = [case.options for case in draws(cases(operator, scale), 300)]
+    kept = [one["topk_group"] < one["n_group"] for one in options if one["n_group"] > 1]
+    assert len(kept) >= 20
+    assert sum(kept) / len(kept) > 0.6
+
+
 @pytest.mark.parametrize("operator", SEQUENCES)
 def test_active_rows_never_share_a_slot(operator: str, scale: strategies.Scale) -> None:
     for case in draws(cases(operator, scale), 200):
