@@ -54,6 +54,7 @@ def repair() -> str | None:
         restore, to_host = executor._restore_args_dev, executor._init_args_hst
         patch_tensor = upstream._patch_lang_tensor
         load, store = builder.create_masked_load, builder.create_masked_store
+        update, swap = builder.create_atomic_rmw, builder.create_atomic_cas
     except (ImportError, AttributeError) as error:
         return f"this Triton's interpreter has another shape than the ones known here ({error})"
 
@@ -79,7 +80,7 @@ def repair() -> str | None:
     # Tensors that already lie on the CPU need no copy to the host and no copy back; upstream copies each whole storage
     # back onto itself, which for a pool of many slots costs more than the kernel.
     def on_cpu(values: Any) -> bool:
-        return all(not isinstance(v, torch.Tensor) or v.device.type == "cpu" for v in values)
+        return all(tensor.device.type == "cpu" for tensor in bounds.tensors(values))
 
     def init_args(self: Any, args: Any, kwargs: Any) -> Any:
         if watch := bounds.current():
@@ -92,16 +93,34 @@ def repair() -> str | None:
         if not (on_cpu(args) and on_cpu(kwargs.values())):
             restore(self, args, host, kwargs, kwargs_host)
 
-    def watched_load(self: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
-        if watch := bounds.current():
-            bits = pointers.get_element_ty().primitive_bitwidth
-            watch.accessed(pointers.data, mask.data, max(bits // 8, 1), "reads")
-        return load(self, pointers, mask, *rest)
+    def watched(pointers: Any, mask: Any, verb: str) -> Any:
+        """The mask of what may be done: what lies in no buffer's storage is not."""
+        watch = bounds.current()
+        if watch is None:
+            return mask
+        # Behind a block pointer or a descriptor, 3.6 has the mask as an array of numpy's.
+        given = mask if isinstance(mask, np.ndarray) else mask.data
+        size = max(pointers.get_element_ty().primitive_bitwidth // 8, 1)
+        allowed = watch.accessed(pointers.data, given, size, verb)
+        return mask if allowed is given else handle(allowed, tl.int1)
 
-    def watched_store(self: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
-        if watch := bounds.current():
-            watch.accessed(pointers.data, mask.data, value.data.itemsize, "writes")
-        return store(self, pointers, value, mask, *rest)
+    def watched_load(self: Any, pointers: Any, mask: Any, *rest: Any, **named: Any) -> Any:
+        return load(self, pointers, watched(pointers, mask, "reads"), *rest, **named)
+
+    def watched_store(self: Any, pointers: Any, value: Any, mask: Any, *rest: Any, **named: Any) -> Any:
+        return store(self, pointers, value, watched(pointers, mask, "writes"), *rest, **named)
+
+    def watched_update(self: Any, op: Any, pointers: Any, value: Any, mask: Any, *rest: Any, **named: Any) -> Any:
+        return update(self, op, pointers, value, watched(pointers, mask, "updates"), *rest, **named)
+
+    def watched_swap(self: Any, pointers: Any, expected: Any, *rest: Any, **named: Any) -> Any:
+        everything = handle(np.ones_like(pointers.data, dtype=bool), tl.int1)
+        allowed = watched(pointers, everything, "updates")
+        if not allowed.data.all():
+            # There is no mask. What may not be swapped is swapped in a place of nobody's.
+            nowhere = np.zeros(1, dtype=np.uint64)
+            pointers = handle(np.where(allowed.data, pointers.data, np.uint64(nowhere.ctypes.data)), pointers.dtype)
+        return swap(self, pointers, expected, *rest, **named)
 
     # Upstream lists all members of the language anew for each call of a jit function from another one.
     builtins: dict[Any, list[tuple[str, Any]]] = {}
@@ -126,6 +145,7 @@ def repair() -> str | None:
     upstream._convert_float = exact_convert
     builder.binary_op, builder.create_dot = exact_binary, exact_dot
     builder.create_masked_load, builder.create_masked_store = watched_load, watched_store
+    builder.create_atomic_rmw, builder.create_atomic_cas = watched_update, watched_swap
     executor._init_args_hst, executor._restore_args_dev = init_args, restore_args
     return None
 

@@ -9,6 +9,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from harness import interpreter
 from harness.execution import Call, invoke
@@ -31,6 +32,33 @@ def _copied(x, y, count, first, stride, BLOCK: tl.constexpr):
 @triton.jit
 def _filled(y, at):
     tl.store(y + at, 1.0)
+
+
+@triton.jit
+def _filled_at(y, at):
+    tl.store(y + tl.load(at), 1.0)
+
+
+@triton.jit
+def _added(y, at, BLOCK: tl.constexpr):
+    tl.atomic_add(y + tl.load(at + tl.arange(0, BLOCK)), 5)
+
+
+@triton.jit
+def _swapped(y, at, BLOCK: tl.constexpr):
+    where = y + tl.load(at + tl.arange(0, BLOCK))
+    tl.atomic_cas(where, tl.zeros((BLOCK,), tl.int32), tl.full((BLOCK,), 5, tl.int32))
+
+
+@triton.jit
+def _of_a_tuple(buffers, y, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    tl.store(y + i, tl.load(buffers[0] + i))
+
+
+@triton.jit
+def _of_a_descriptor(x, y, BLOCK: tl.constexpr):
+    tl.store(y + tl.arange(0, BLOCK), x.load([0]))
 
 
 def reads(x: Tensor, count: int, first: int = 0) -> Tensor:
@@ -74,13 +102,68 @@ def test_a_gap_between_rows_is_no_edge() -> None:
     assert judged(lambda x: reads(x.as_strided((10,), (1,)), 8), strides=[3]) == ""
 
 
-def test_a_write_far_beyond_the_fence_is_seen() -> None:
+def elsewhere(given: Tensor, other: Tensor) -> int:
+    """How many elements behind ``given`` the other tensor is."""
+    return (other.data_ptr() - given.data_ptr()) // given.element_size()
+
+
+def test_a_write_far_beyond_the_fence_is_seen_and_not_done() -> None:
+    """Whatever lies there belongs to somebody else; done, the next thing that this process says is not to be trusted."""
+    other = torch.zeros(8)
+
     def far(x: Tensor) -> Tensor:
-        given, other = torch.empty(3), torch.zeros(8)
-        _filled[(1,)](given, (other.data_ptr() - given.data_ptr()) // 4)
+        given = torch.empty(3)
+        _filled[(1,)](given, elsewhere(given, other))
         return x
 
     assert "_filled writes 1 elements outside" in judged(far)
+    assert other.tolist() == [0.0] * 8
+
+
+@pytest.mark.parametrize("mib", [16, -16, 1 << 42, -(1 << 42)])
+def test_addresses_that_nobody_has_do_not_end_the_process(mib: int) -> None:
+    def wild(x: Tensor) -> Tensor:
+        at = torch.tensor([mib << 18])
+        _filled_at[(1,)](x, at)
+        return reads(x, 4, mib << 18)
+
+    assert "_filled_at writes 1 elements outside" in judged(wild)
+
+
+def test_what_is_read_far_beyond_is_what_is_masked_away() -> None:
+    other, got = torch.full((8,), 7.0), torch.empty(0)
+
+    def far(x: Tensor) -> Tensor:
+        nonlocal got
+        got = reads(x, 4, elsewhere(x, other))
+        return got
+
+    assert "_copied reads 4 elements outside" in judged(far)
+    assert got.tolist() == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("kernel", ["_added", "_swapped"])
+def test_atomic_operations_are_seen_and_done_only_inside(kernel: str) -> None:
+    other, inside = torch.zeros(8, dtype=torch.int32), torch.zeros(8, dtype=torch.int32)
+
+    def far(x: Tensor) -> Tensor:
+        globals()[kernel][(1,)](inside, torch.tensor([1, elsewhere(inside, other)]), BLOCK=2)
+        return x
+
+    assert f"{kernel} updates 1 elements outside" in judged(far)
+    assert (inside.tolist(), other.tolist()) == ([0, 5, 0, 0, 0, 0, 0, 0], [0] * 8)
+
+
+@pytest.mark.parametrize("packed", [lambda x: (x,), lambda x: TensorDescriptor(x, [4], [1], [4])])
+def test_buffers_in_tuples_and_descriptors_are_known(packed: Callable[[Tensor], object]) -> None:
+    kernel = _of_a_tuple if isinstance(packed(torch.zeros(4)), tuple) else _of_a_descriptor
+
+    def subject(x: Tensor) -> Tensor:
+        y = torch.empty(4)
+        kernel[(1,)](packed(x), y, BLOCK=4)
+        return y
+
+    assert judged(subject, offset=0) == ""
 
 
 def test_a_tensor_made_otherwise_may_be_read_whole() -> None:
