@@ -20,6 +20,8 @@ from harness.files import write_whole
 SCHEMA_VERSION = 2
 #: Columns of a terminal that has room for the smallest batch beside the rest; the JSON always has it.
 WIDE = 130
+#: Lines of an error that the terminal shows: the last of its frames. faults.json has all.
+TRACEBACK = 9
 _STYLES = {
     "killed": "green",
     "survived": "bold red",
@@ -112,7 +114,7 @@ def show(console: Console, verdicts: Sequence[Verdict]) -> None:
                 f"[{_STYLES[verdict.status]}]{verdict.status}[/]  [bold]{verdict.fault.id}[/]", highlight=False
             )
             console.print(f"  {escape(verdict.fault.wrong)}", highlight=False)
-            for line in [*verdict.message.strip().splitlines()[-1:], *verdict.notes]:
+            for line in [*verdict.message.strip().splitlines()[-TRACEBACK:], *verdict.notes]:
                 console.print(f"  {escape(line)}", highlight=False, style="dim")
 
 

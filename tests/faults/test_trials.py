@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import traceback
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
 from harness import interpreter
@@ -31,6 +33,8 @@ QUICK = {
     "prefill-silu-omitted": "over budget",
     "update-variant-per-batch": "recompiles",
     "decode-inactive-rows-not-written": "inactive row not zero",
+    # Far beyond its buffer: carried out, it damaged the trial's own process, which died, or stumbled somewhere else.
+    "norm-end-of-a-program-taken-for-the-end-of-the-tensor": "out of bounds",
 }
 
 
@@ -104,6 +108,18 @@ def test_a_fault_that_cannot_be_loaded_is_an_error_not_a_kill(tmp_path: Path) ->
     assert verdict.status == "error"
     assert "SyntaxError" in verdict.message
     assert matrix.exit_status([verdict]) == 1
+
+
+def test_an_error_is_shown_with_the_place_where_it_was_raised(capsys: pytest.CaptureFixture[str]) -> None:
+    """The last line of many says no more than AssertionError."""
+    try:
+        assert not FAULT
+    except AssertionError:
+        verdict = Verdict(FAULT, "error", message=traceback.format_exc())
+    matrix.show(Console(width=200), [verdict])
+    shown = capsys.readouterr().out
+    assert "test_trials.py" in shown
+    assert "assert not FAULT" in shown
 
 
 def test_what_the_tier_cannot_see_is_said_and_does_not_count(tmp_path: Path) -> None:
