@@ -1,0 +1,34 @@
+"""The benchmark's products on tensor descriptors compute what those in use do: a figure of another result says nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks import moe_descriptors
+from benchmarks.moe_descriptors import Persistent
+from harness import interpreter
+from optimized.moe_launches import Blocks, Launch
+
+pytestmark = pytest.mark.skipif(
+    not interpreter.requested(),
+    reason="Triton compiles for an NVIDIA GPU here; ci runs the interpreter's tests on a CPU",
+)
+
+
+@pytest.mark.parametrize("columns", [16, 32])
+@pytest.mark.parametrize("size", [32, 48])
+def test_both_products_agree_with_those_in_use(columns: int, size: int) -> None:
+    interpreter.repair()
+    experts, hidden, tile = 5, 64, 16
+    generator = torch.Generator().manual_seed(7)
+    given = tuple(
+        torch.randn(shape, generator=generator) for shape in ((experts, 2 * size, hidden), (experts, hidden, size))
+    )
+    batch = moe_descriptors.sorted_batch(60, experts, 2, hidden, size, tile, "cpu", (given[0], given[1]))
+    assert int(batch.num_tiles) > experts  # one expert at least has rows for two
+    blocks = Blocks(32, 32, 4, 1)
+    wanted = moe_descriptors.by_pointers(batch, Launch(tile, blocks, blocks))
+    got = moe_descriptors.by_descriptors(batch, Persistent(tile, columns, 32, 4, 1, 0, True))
+    for product, other in zip(wanted, got, strict=True):
+        torch.testing.assert_close(other(), product(), rtol=1e-5, atol=1e-5)
