@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness import execution, inflight
+from harness import bounds, execution, inflight
 from harness.case import Case
 from harness.context import Context, Property
 from harness.execution import Call, synchronize
@@ -233,7 +233,8 @@ def _require_rejected(context: Context, breakage: Breakage, call: Call, broken: 
     for buffer in call.arena.buffers:
         buffer.writable_rows.clear()
     try:
-        with strict_mode(breakage.strict), torch.no_grad(), inflight.watched():
+        # That it went outside its buffers says less than that it was accepted.
+        with bounds.watched(), strict_mode(breakage.strict), torch.no_grad(), inflight.watched():
             context.function(*(broken[n] for n in names), **{k: v for k, v in broken.items() if k not in names})
             synchronize(context.device)
     except ValueError as error:

@@ -51,7 +51,7 @@ def repair() -> str | None:
         binary, dot, executor = builder.binary_op, builder.create_dot, upstream.GridExecutor
         options = upstream.interpreter_builder.options
         patch_attribute, is_builtin = upstream._patch_attr, tl.core.is_builtin
-        restore, to_host = executor._restore_args_dev, executor._init_args_hst
+        launch, restore, to_host = executor.__call__, executor._restore_args_dev, executor._init_args_hst
         patch_tensor = upstream._patch_lang_tensor
         load, store = builder.create_masked_load, builder.create_masked_store
         update, swap = builder.create_atomic_rmw, builder.create_atomic_cas
@@ -92,6 +92,15 @@ def repair() -> str | None:
     def restore_args(self: Any, args: Any, host: Any, kwargs: Any, kwargs_host: Any) -> None:
         if not (on_cpu(args) and on_cpu(kwargs.values())):
             restore(self, args, host, kwargs, kwargs_host)
+
+    def watched_launch(self: Any, *args: Any, **kwargs: Any) -> None:
+        """One that nobody watches is held to its buffers by itself."""
+        if bounds.current() is not None:
+            launch(self, *args, **kwargs)
+            return
+        with bounds.watched() as watch:
+            launch(self, *args, **kwargs)
+        watch.check()
 
     def watched(pointers: Any, mask: Any, verb: str) -> Any:
         """The mask of what may be done: what lies in no buffer's storage is not."""
@@ -146,7 +155,7 @@ def repair() -> str | None:
     builder.binary_op, builder.create_dot = exact_binary, exact_dot
     builder.create_masked_load, builder.create_masked_store = watched_load, watched_store
     builder.create_atomic_rmw, builder.create_atomic_cas = watched_update, watched_swap
-    executor._init_args_hst, executor._restore_args_dev = init_args, restore_args
+    executor.__call__, executor._init_args_hst, executor._restore_args_dev = watched_launch, init_args, restore_args
     return None
 
 

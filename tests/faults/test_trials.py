@@ -35,6 +35,7 @@ QUICK = {
     "decode-inactive-rows-not-written": "inactive row not zero",
     # Far beyond its buffer: carried out, it damaged the trial's own process, which died, or stumbled somewhere else.
     "norm-end-of-a-program-taken-for-the-end-of-the-tensor": "out of bounds",
+    "route-more-experts-than-there-are-accepted": "not rejected",
 }
 
 

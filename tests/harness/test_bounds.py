@@ -175,3 +175,14 @@ def test_without_the_memory_checks_nothing_is_said() -> None:
     arena = Arena("cpu")
     x = arena.place("x", torch.arange(4.0))
     assert invoke(lambda x: reads(x, 5), Call((x,), {}, arena), check_memory=False).tolist() == [0.0, 1.0, 2.0]
+
+
+def test_a_launch_that_nobody_watches_is_held_to_its_buffers_too() -> None:
+    """The counts of launches and copies call the subject as it is; a damaged process would be theirs."""
+    interpreter.repair()
+    given, other = torch.zeros(3), torch.zeros(8)
+    with pytest.raises(Failure, match="_filled writes 1 elements outside"):
+        _filled[(1,)](given, elsewhere(given, other))
+    assert other.tolist() == [0.0] * 8
+    _filled[(1,)](given, 2)
+    assert given.tolist() == [0.0, 0.0, 1.0]
