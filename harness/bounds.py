@@ -15,6 +15,7 @@ process keeps there, and a harness whose own memory is damaged says anything.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -41,7 +42,8 @@ class Bounds:
     def __init__(self) -> None:
         #: By the address of the storage.
         self._fenced: dict[int, Buffer] = {}
-        self._launch: list[Buffer] = []
+        #: Of the last launch.
+        self.buffers: list[Buffer] = []
         self._kernel = ""
         self._outside = ""
 
@@ -54,7 +56,7 @@ class Bounds:
     def launched(self, kernel: str, arguments: Iterable[object]) -> None:
         """What follows are accesses of this kernel with these arguments."""
         self._kernel = kernel
-        self._launch = [self._buffer(t) for t in tensors(arguments) if t.device.type == "cpu"]
+        self.buffers = [self._buffer(t) for t in tensors(arguments) if t.device.type == "cpu"]
 
     def _buffer(self, tensor: Tensor) -> Buffer:
         storage = tensor.untyped_storage()
@@ -67,21 +69,22 @@ class Bounds:
         Returns the mask of those that may be: the given one, unless some lie in no storage of the launch.
         """
         active = pointers[mask]
-        if not active.size or not self._launch:
+        if not active.size or not self.buffers:
             return mask
         low, high = int(active.min()), int(active.max()) + size
         # Nearly always all of them lie in one buffer.
-        if any(buffer.first <= low and high <= buffer.last for buffer in self._launch):
+        if any(buffer.first <= low and high <= buffer.last for buffer in self.buffers):
             return mask
         if not self._outside:
-            wrong = active[~_within(active, size, [(b.first, b.last) for b in self._launch])]
+            wrong = active[~_within(active, size, [(b.first, b.last) for b in self.buffers])]
             if wrong.size:
-                self._outside = f"{self._kernel} {verb} {wrong.size} elements {self._where(int(wrong[0]), size)}"
-        return mask & _within(pointers, size, [(b.lowest, b.highest) for b in self._launch])
+                where = self._where(int(wrong[0]), size)
+                self._outside = f"{self._kernel} {verb} {wrong.size} elements {where}{line_of_the_kernel()}"
+        return mask & _within(pointers, size, [(b.lowest, b.highest) for b in self.buffers])
 
     def _where(self, address: int, size: int) -> str:
         """Beside which buffer that is."""
-        by_distance = [(max(b.first - address, address + size - b.last), b.first, b.name) for b in self._launch]
+        by_distance = [(max(b.first - address, address + size - b.last), b.first, b.name) for b in self.buffers]
         distance, first, name = min(by_distance)
         return f"outside every buffer that it was given, the first {distance} bytes {'before' if address < first else 'behind'} {name}"
 
@@ -100,6 +103,16 @@ def tensors(arguments: Iterable[object]) -> Iterator[Tensor]:
             yield whole
         elif isinstance(whole, (tuple, list)):
             yield from tensors(whole)
+
+
+def line_of_the_kernel() -> str:
+    """Which line of whose source is being interpreted."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").split(".")[0] not in ("triton", "harness"):
+            return f", at {frame.f_code.co_filename}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""
 
 
 def _within(addresses: np.ndarray, size: int, ranges: list[tuple[int, int]]) -> np.ndarray:

@@ -23,6 +23,7 @@ SYMPTOMS = (
     "guard band written",
     "out of bounds",
     "untouched slot changed",
+    "race",
     "inactive row not zero",
     "not bitwise equal",
     "wrong experts",

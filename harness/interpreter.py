@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness import bounds
+from harness import bounds, interpreter_memory
 
 
 def requested() -> bool:
@@ -51,10 +51,9 @@ def repair() -> str | None:
         binary, dot, executor = builder.binary_op, builder.create_dot, upstream.GridExecutor
         options = upstream.interpreter_builder.options
         patch_attribute, is_builtin = upstream._patch_attr, tl.core.is_builtin
-        launch, restore, to_host = executor.__call__, executor._restore_args_dev, executor._init_args_hst
+        restore, to_host = executor._restore_args_dev, executor._init_args_hst
         patch_tensor = upstream._patch_lang_tensor
-        load, store = builder.create_masked_load, builder.create_masked_store
-        update, swap = builder.create_atomic_rmw, builder.create_atomic_cas
+        interpreter_memory.watch(upstream)
     except (ImportError, AttributeError) as error:
         return f"this Triton's interpreter has another shape than the ones known here ({error})"
 
@@ -83,8 +82,6 @@ def repair() -> str | None:
         return all(tensor.device.type == "cpu" for tensor in bounds.tensors(values))
 
     def init_args(self: Any, args: Any, kwargs: Any) -> Any:
-        if watch := bounds.current():
-            watch.launched(getattr(self.fn, "__name__", "the kernel"), (*args, *kwargs.values()))
         if on_cpu(args) and on_cpu(kwargs.values()):
             return list(args), dict(kwargs)
         return to_host(self, args, kwargs)
@@ -92,44 +89,6 @@ def repair() -> str | None:
     def restore_args(self: Any, args: Any, host: Any, kwargs: Any, kwargs_host: Any) -> None:
         if not (on_cpu(args) and on_cpu(kwargs.values())):
             restore(self, args, host, kwargs, kwargs_host)
-
-    def watched_launch(self: Any, *args: Any, **kwargs: Any) -> None:
-        """One that nobody watches is held to its buffers by itself."""
-        if bounds.current() is not None:
-            launch(self, *args, **kwargs)
-            return
-        with bounds.watched() as watch:
-            launch(self, *args, **kwargs)
-        watch.check()
-
-    def watched(pointers: Any, mask: Any, verb: str) -> Any:
-        """The mask of what may be done: what lies in no buffer's storage is not."""
-        watch = bounds.current()
-        if watch is None:
-            return mask
-        # Behind a block pointer or a descriptor, 3.6 has the mask as an array of numpy's.
-        given = mask if isinstance(mask, np.ndarray) else mask.data
-        size = max(pointers.get_element_ty().primitive_bitwidth // 8, 1)
-        allowed = watch.accessed(pointers.data, given, size, verb)
-        return mask if allowed is given else handle(allowed, tl.int1)
-
-    def watched_load(self: Any, pointers: Any, mask: Any, *rest: Any, **named: Any) -> Any:
-        return load(self, pointers, watched(pointers, mask, "reads"), *rest, **named)
-
-    def watched_store(self: Any, pointers: Any, value: Any, mask: Any, *rest: Any, **named: Any) -> Any:
-        return store(self, pointers, value, watched(pointers, mask, "writes"), *rest, **named)
-
-    def watched_update(self: Any, op: Any, pointers: Any, value: Any, mask: Any, *rest: Any, **named: Any) -> Any:
-        return update(self, op, pointers, value, watched(pointers, mask, "updates"), *rest, **named)
-
-    def watched_swap(self: Any, pointers: Any, expected: Any, *rest: Any, **named: Any) -> Any:
-        everything = handle(np.ones_like(pointers.data, dtype=bool), tl.int1)
-        allowed = watched(pointers, everything, "updates")
-        if not allowed.data.all():
-            # There is no mask. What may not be swapped is swapped in a place of nobody's.
-            nowhere = np.zeros(1, dtype=np.uint64)
-            pointers = handle(np.where(allowed.data, pointers.data, np.uint64(nowhere.ctypes.data)), pointers.dtype)
-        return swap(self, pointers, expected, *rest, **named)
 
     # Upstream lists all members of the language anew for each call of a jit function from another one.
     builtins: dict[Any, list[tuple[str, Any]]] = {}
@@ -153,9 +112,7 @@ def repair() -> str | None:
     upstream.interpreter_builder.options = replace(options, sanitize_overflow=False)
     upstream._convert_float = exact_convert
     builder.binary_op, builder.create_dot = exact_binary, exact_dot
-    builder.create_masked_load, builder.create_masked_store = watched_load, watched_store
-    builder.create_atomic_rmw, builder.create_atomic_cas = watched_update, watched_swap
-    executor.__call__, executor._init_args_hst, executor._restore_args_dev = watched_launch, init_args, restore_args
+    executor._init_args_hst, executor._restore_args_dev = init_args, restore_args
     return None
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from harness import races
 from harness.batch import Result
 from harness.case import Case, Layout
 from harness.context import Context, Property
@@ -98,6 +99,13 @@ def memory_body(context: Context, case: Case) -> None:
             fail("non-finite", why, mark="output")
 
 
+def races_body(context: Context, case: Case) -> None:
+    batch = context.batch(case)
+    with races.watched() as watch:
+        context.run(batch)
+    watch.check()
+
+
 def high_slot_body(context: Context, case: Case) -> None:
     """A slot whose offset needs more than 31 bits, in a pool of two huge strides, most of it never touched."""
     batch = context.batch(case)
@@ -136,3 +144,5 @@ strided = Property("strided_equals_contiguous", "relations", strided_body)
 high_slot = Property("high_slot", "memory", high_slot_body, examples=2)
 poison_independent = Property("poison_independent", "memory", poison_independent_body)
 memory = Property("hostile_memory", "memory", memory_body)
+#: Of Triton kernels, under its interpreter: only there every address is known.
+no_races = Property("no_races", "memory", races_body, weight=0.25, devices=("cpu",))

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from harness import arguments, guards, views
+from harness import arguments, guards, races, views
 from harness.case import Case, Segment
 from harness.context import Context, Property
 from harness.operators.chunk_metadata import ChunkMetadata
@@ -135,6 +135,12 @@ def far_starts_body(context: Context, case: Case) -> None:
         operator.require_equal(got, near, "starts beyond 2^31 elements must give the same chunks as packed ones")
 
 
+def races_body(context: Context, case: Case) -> None:
+    with races.watched() as watch:
+        _run(context, case)
+    watch.check()
+
+
 equivalence = Property("equivalence", "equivalence", equivalence_body, weight=20)
 hints_agree = Property("hints_agree", "relations", hints_agree_body)
 own_count = Property("hint_of_its_own_helper", "relations", own_count_body, nothing_to_check=no_helper_beside)
@@ -144,6 +150,7 @@ scaled = Property("scaled_to_2_31_tokens", "relations", scaled_body)
 block_crossing = Property("block_256_crossing", "relations", block_crossing_body, examples=4)
 repeated = Property("repeated", "relations", repeated_body)
 false_values = Property("false_values_stay_inside", "arguments", false_values_body, examples=20)
+no_races = Property("no_races", "memory", races_body, examples=50, devices=("cpu",))
 far_starts = Property("starts_far_apart", "arguments", far_starts_body, examples=2)
 
 PROPERTIES = (
@@ -159,6 +166,7 @@ PROPERTIES = (
     arguments.strict_accepts,
     false_values,
     far_starts,
+    no_races,
     guards.host_sync,
     guards.launch_count,
     guards.variants,

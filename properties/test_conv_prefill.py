@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import strategies as st
@@ -64,6 +65,8 @@ max_seqlen_hint = Property(
 extreme_dims = equivalence.extreme_dims(operators.get(OPERATOR).cases, {"D": [1025, 1024]})
 # Of more tokens than a block: the first start then leads behind it.
 false_starts = arguments.false_starts(block_crossings, negative=True)
+# Several programs a sequence: one reads the state before it, one writes the state behind it.
+no_races = replace(placement.no_races, strategy=block_crossings)
 stretched_axes = views.stretched_axes(OPERATOR)
 
 PROPERTIES = (
@@ -87,6 +90,7 @@ PROPERTIES = (
     equivalence.baseline_agrees,
     placement.memory,
     placement.poison_independent,
+    no_races,
     placement.high_slot,
     arguments.bad_arguments,
     arguments.strict_accepts,

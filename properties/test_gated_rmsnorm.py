@@ -180,6 +180,7 @@ PROPERTIES = (
     equivalence.baseline_agrees,
     placement.memory,
     placement.poison_independent,
+    placement.no_races,
     far_apart,
     arguments.bad_arguments,
     arguments.strict_accepts,

@@ -99,6 +99,7 @@ PROPERTIES = (
     equivalence.baseline_agrees,
     placement.memory,
     placement.poison_independent,
+    placement.no_races,
     placement.high_slot,
     arguments.bad_arguments,
     arguments.strict_accepts,

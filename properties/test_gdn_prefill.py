@@ -296,6 +296,7 @@ empties_added = Property(
 )
 strided = replace(placement.strided, strategy=several_heads)
 memory = replace(placement.memory, strategy=several_heads)
+no_races = replace(placement.no_races, examples=3, strategy=long_sequences)
 bad_arguments = replace(arguments.bad_arguments, strategy=two_sequences)
 split_at_chunk = Property(
     "split_at_chunk",
@@ -360,6 +361,7 @@ PROPERTIES = (
     equivalence.baseline_agrees,
     memory,
     placement.poison_independent,
+    no_races,
     placement.high_slot,
     far_apart,
     bad_arguments,

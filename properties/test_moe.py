@@ -226,6 +226,9 @@ stretched_axes = replace(views.stretched_axes(OPERATOR), strategy=few_experts_ap
 bad_arguments = replace(moe_routing_relations.bad_arguments, dtypes=("bfloat16",))
 variants = replace(guards.variants, body=variants_body, dtypes=("bfloat16",))
 launch_count = replace(guards.launch_count, dtypes=("bfloat16",), examples=2, strategy=every_launch)
+no_races_of_many_rows = replace(
+    placement.no_races, name="no_races_of_many_rows", examples=2, dtypes=("bfloat16",), strategy=every_launch
+)
 cold_equals_warm = replace(relations.cold_equals_warm, examples=1)
 working_memory = Property(
     "bounded_working_memory",
@@ -256,6 +259,7 @@ PROPERTIES = (
         moe_relations.unchosen,
         placement.memory,
         placement.poison_independent,
+        placement.no_races,
         views.spread_vectors,
         guards.graph_replay,
     ),
@@ -279,6 +283,7 @@ PROPERTIES = (
     variants,
     launch_count,
     cold_equals_warm,
+    no_races_of_many_rows,
     two_steps,
     slots_permuted,
     nobody,

@@ -126,6 +126,7 @@ PROPERTIES = (
         moe_routing_relations.equal_logits,
         equivalence.baseline_agrees,
         placement.poison_independent,
+        placement.no_races,
         arguments.strict_accepts,
         views.spread_vectors,
         guards.host_sync,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 import pytest
@@ -96,6 +97,12 @@ def test_a_read_beyond_is_seen_though_nothing_comes_of_it(count: int, first: int
     message = judged(lambda x: reads(x, count, first))
     assert message.startswith("out of bounds: _copied reads ")
     assert said in message
+
+
+def test_the_line_of_the_kernel_is_named() -> None:
+    lines = inspect.getsource(_copied.fn).splitlines()
+    line = inspect.getsourcelines(_copied.fn)[1] + next(i for i, text in enumerate(lines) if "tl.load" in text)
+    assert judged(lambda x: reads(x, 5)).endswith(f", at {__file__}:{line}")
 
 
 def test_a_gap_between_rows_is_no_edge() -> None:

@@ -127,6 +127,17 @@ def test_all_held(passed: Run) -> None:
     assert "All that was required ran and held" in passed.stdout
 
 
+def test_an_operator_without_such_properties_is_left_out(tmp_path: Path) -> None:
+    """A step's metadata has no property of the group `memory`."""
+    run = verify(
+        *("step_metadata", "conv_update", "--properties", "memory", "--cases", "6", "--device", "cpu"),
+        *("--subject", f"conv_update={target('conv_update', 'right')}"),
+        cwd=tmp_path,
+    )
+    assert run.status == 0, run.stdout + run.stderr
+    assert {cell["operator"] for cell in run.report["cells"]} == {"conv_update"}
+
+
 def test_one_failed(failed: Run) -> None:
     assert failed.status == 1
     assert "untouched slot changed" in {f["symptom"] for f in failed.report["failures"]}

@@ -21,14 +21,14 @@ pytestmark = pytest.mark.skipif(
 def test_both_products_agree_with_those_in_use(columns: int, size: int) -> None:
     interpreter.repair()
     experts, hidden, tile = 5, 64, 16
-    generator = torch.Generator().manual_seed(7)
-    given = tuple(
-        torch.randn(shape, generator=generator) for shape in ((experts, 2 * size, hidden), (experts, hidden, size))
-    )
-    batch = moe_descriptors.sorted_batch(60, experts, 2, hidden, size, tile, "cpu", (given[0], given[1]))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        given = torch.randn(experts, 2 * size, hidden), torch.randn(experts, hidden, size)
+        batch = moe_descriptors.sorted_batch(60, experts, 2, hidden, size, tile, "cpu", given)
     assert int(batch.num_tiles) > experts  # one expert at least has rows for two
     blocks = Blocks(32, 32, 4, 1)
     wanted = moe_descriptors.by_pointers(batch, Launch(tile, blocks, blocks))
     got = moe_descriptors.by_descriptors(batch, Persistent(tile, columns, 32, 4, 1, 0, True))
     for product, other in zip(wanted, got, strict=True):
-        torch.testing.assert_close(other(), product(), rtol=1e-5, atol=1e-5)
+        # Sums of at most 64 float32 numbers in another order; a wrong row would be off by about all of it.
+        assert (other() - product()).norm() < 1e-6 * product().norm()

@@ -1,0 +1,176 @@
+"""Races: memory that two programs of one launch use without an order, or one program without a barrier.
+
+The interpreter runs programs one after another, in one order, each as a single thread; a GPU runs them at once, in any order,
+and each with many threads. A kernel whose result hangs on that order is right here every time, and there nearly every time:
+one program reads a state that another of the same launch replaces, or a window moves within itself.
+
+The interpreter knows every address, so the order need not matter for a race to be found. In one launch
+
+- no program may write what another one reads or writes;
+- within a program, what was written in one block of addresses may not be read or written through another block before
+  `tl.debug_barrier`, nor what was read in one block be written through another: different threads may hold the element.
+  Through the very same block it may, a thread sees its own order; but not where the block is one address, which every thread
+  reads and one writes. A reduction or a product is no barrier: whether it makes threads wait is the compiler's choice.
+
+A store that changes nothing is none: several programs may write the same. Launches with atomic operations are left out,
+since those can make an order of which nothing is known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+
+from harness.bounds import Buffer, line_of_the_kernel
+from harness.failure import fail
+
+#: In place of a program: several.
+_SEVERAL = -1
+
+
+class _Shadow:
+    """Who has used each element of a buffer: programs count from 1, blocks of addresses over all programs."""
+
+    def __init__(self, buffer: Buffer, size: int) -> None:
+        self.buffer, self.size = buffer, size
+        count = -(-(buffer.highest - buffer.lowest) // size)
+        self.writer, self.reader, self.written_in, self.read_in = (np.zeros(count, dtype=np.int32) for _ in range(4))
+
+    def elements(self, addresses: np.ndarray, size: int) -> np.ndarray:
+        """Numbers of the elements at these addresses, which are accesses of ``size`` bytes."""
+        if size < self.size:
+            finer = self.size // size
+            for name in ("writer", "reader", "written_in", "read_in"):
+                setattr(self, name, np.repeat(getattr(self, name), finer))
+            self.size = size
+        first = (addresses - np.uint64(self.buffer.lowest)).astype(np.int64) // self.size
+        several = size // self.size
+        return first if several == 1 else (first[:, None] + np.arange(several)).reshape(-1)
+
+
+class Races:
+    """The accesses of a subject's launches, and the first race among them."""
+
+    def __init__(self) -> None:
+        self._found = ""
+        self._begin("", ())
+
+    def launched(self, kernel: str, buffers: Sequence[Buffer]) -> None:
+        """What follows are accesses of this kernel to these buffers."""
+        self._end()
+        self._begin(kernel, buffers)
+
+    def _begin(self, kernel: str, buffers: Sequence[Buffer]) -> None:
+        self._kernel, self._buffers, self._shadows = kernel, list(dict.fromkeys(buffers)), dict[int, _Shadow]()
+        self._programs: dict[tuple[int, ...], int] = {}
+        self._program = 0
+        self._blocks: dict[tuple[tuple[int, ...], bytes], int] = {}
+        #: Numbers since the last barrier: `_since` stands for several blocks, the one after it for all writes to one
+        #: address, which the same thread does.
+        self._since, self._next = 1, 3
+        self._suspected, self._ordered = "", False
+
+    def _end(self) -> None:
+        if not self._ordered:
+            self._found = self._found or self._suspected
+
+    def ordered(self) -> None:
+        """The launch has an atomic operation."""
+        self._ordered = True
+
+    def barrier(self) -> None:
+        """All threads of the program wait for each other."""
+        self._blocks = {}
+        self._since, self._next = self._next, self._next + 2
+
+    def accessed(
+        self, program: tuple[int, ...], pointers: np.ndarray, mask: np.ndarray, size: int, *, writes: bool
+    ) -> None:
+        """The program reads or writes elements of ``size`` bytes at these addresses, those under the mask."""
+        active = pointers[mask]
+        if not active.size or self._suspected:
+            return
+        number = self._programs.setdefault(program, len(self._programs) + 1)
+        if number != self._program:
+            self._program = number
+            self.barrier()
+        block = self._block(pointers, writes=writes)
+        for buffer in self._buffers:
+            inside = (active >= buffer.lowest) & (active < buffer.highest)
+            if inside.any():
+                self._use(buffer, active[inside], size, block, writes=writes)
+
+    def _block(self, pointers: np.ndarray, *, writes: bool) -> int:
+        """The number of this block of addresses since the last barrier; one address is not read by the thread that writes it."""
+        if pointers.size == 1 and writes:
+            return self._since + 1
+        key = (pointers.shape, pointers.tobytes())
+        if key not in self._blocks:
+            self._blocks[key] = self._next
+            self._next += 1
+        return self._blocks[key]
+
+    def _use(self, buffer: Buffer, addresses: np.ndarray, size: int, block: int, *, writes: bool) -> None:
+        shadow = self._shadows.get(buffer.lowest)
+        if shadow is None:
+            shadow = self._shadows[buffer.lowest] = _Shadow(buffer, size)
+        at = shadow.elements(addresses, size)
+        me = self._program
+        writer, written_in, reader, read_in = (
+            each[at] for each in (shadow.writer, shadow.written_in, shadow.reader, shadow.read_in)
+        )
+        self._suspect(shadow, at, (writer != 0) & (writer != me), writes, "written", writer)
+        self._suspect(shadow, at, (written_in >= self._since) & (written_in != block), writes, "written", None)
+        if writes:
+            self._suspect(shadow, at, (reader != 0) & (reader != me), writes, "read", reader)
+            self._suspect(shadow, at, (read_in >= self._since) & (read_in != block), writes, "read", None)
+            shadow.writer[at], shadow.written_in[at] = me, block
+        else:
+            shadow.reader[at] = np.where((reader == 0) | (reader == me), me, _SEVERAL)
+            shadow.read_in[at] = np.where((read_in < self._since) | (read_in == block), block, self._since)
+
+    def _suspect(
+        self, shadow: _Shadow, at: np.ndarray, wrong: np.ndarray, writes: bool, before: str, other: np.ndarray | None
+    ) -> None:
+        """Keep the first pair: it counts unless an atomic operation follows. other: programs; None: this one."""
+        if self._suspected or not wrong.any():
+            return
+        names = {number: program for program, number in self._programs.items()}
+        first = int(at[wrong][0]) - (shadow.buffer.first - shadow.buffer.lowest) // shadow.size
+        what = f"{int(wrong.sum())} elements of {shadow.buffer.name}, the first at element {first} of its memory,"
+        if other is None:
+            whose = f"that it has {before} through other pointers, with no tl.debug_barrier between"
+        elif (number := int(other[wrong][0])) == _SEVERAL:
+            whose = f"that other programs have {before}"
+        else:
+            whose = f"that program {names[number]} has {before}"
+        self._suspected = (
+            f"{self._kernel}: program {names[self._program]} {'writes' if writes else 'reads'} {what}"
+            f" {whose}{line_of_the_kernel()}; nothing says which comes first"
+        )
+
+    def check(self) -> None:
+        """Raise the `Failure` of the first race."""
+        self._end()
+        if self._found:
+            fail("race", self._found)
+
+
+_current: list[Races] = []
+
+
+@contextmanager
+def watched() -> Iterator[Races]:
+    """While the body runs, launches of the interpreter are watched (`harness.interpreter.repair` reports them)."""
+    races = Races()
+    _current.append(races)
+    try:
+        yield races
+    finally:
+        _current.pop()
+
+
+def current() -> Races | None:
+    return _current[-1] if _current else None

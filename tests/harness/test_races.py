@@ -1,0 +1,191 @@
+"""Races are found whatever the order in which the interpreter happens to run programs, and only races."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+from harness import bounds, interpreter, races
+from harness.failure import Failure
+
+pytestmark = pytest.mark.skipif(
+    not interpreter.requested(),
+    reason="Triton compiles for an NVIDIA GPU here; ci runs the interpreter's tests on a CPU",
+)
+
+
+@triton.jit
+def _running_sum(x, sums, turn, ATOMIC: tl.constexpr):
+    """Right if programs run one after another in their order, and only then; with the atomic operation they might."""
+    p = tl.program_id(0)
+    if ATOMIC:
+        tl.atomic_add(turn, 1)
+    before = tl.load(sums + p - 1, mask=p > 0, other=0.0)
+    tl.store(sums + p, before + tl.load(x + p))
+
+
+@triton.jit
+def _own_sum(x, sums, BLOCK: tl.constexpr):
+    p = tl.program_id(0)
+    i = tl.arange(0, BLOCK)
+    tl.store(sums + p, tl.sum(tl.load(x + i, mask=i <= p, other=0.0), axis=0))
+
+
+@triton.jit
+def _read_before_it_is_replaced(x, sums, n):
+    """The first program reads what the last one replaces, as one of a sequence's first tokens and one of its last may."""
+    p = tl.program_id(0)
+    if p == 0:
+        tl.store(sums, tl.load(x))
+    tl.debug_barrier()
+    if p == n - 1:
+        tl.store(x, -1.0)
+
+
+@triton.jit
+def _overlapping_tiles(y, STEP: tl.constexpr, VALUE: tl.constexpr):
+    p = tl.program_id(0)
+    i = p * STEP + tl.arange(0, 4)
+    tl.store(y + i, i * 0.0 + (p * VALUE + 5))
+
+
+@triton.jit
+def _window(y, BARRIER: tl.constexpr, SHIFT: tl.constexpr):
+    i = tl.arange(0, 4)
+    later = tl.load(y + i + SHIFT)
+    if BARRIER:
+        tl.debug_barrier()
+    tl.store(y + i, later + 1.0)
+
+
+@triton.jit
+def _one_address(y, LOADS: tl.constexpr, BARRIER: tl.constexpr):
+    if LOADS:
+        n = tl.load(y)
+        if BARRIER:
+            tl.debug_barrier()
+        tl.store(y, n + 1.0)
+    else:
+        tl.store(y, 1.0)
+        tl.store(y, 2.0)
+
+
+@triton.jit
+def _back_through_memory(y, z, BARRIER: tl.constexpr):
+    i = tl.arange(0, 4)
+    tl.store(y + i, i.to(tl.float32) + 1.0)
+    if BARRIER:
+        tl.debug_barrier()
+    tl.store(z + i, tl.load(y + 3 - i))
+
+
+def found(launch: Callable[[], object]) -> str:
+    interpreter.repair()
+    with bounds.watched(), races.watched() as watch:
+        launch()
+    try:
+        watch.check()
+    except Failure as failure:
+        return failure.message if failure.symptom == "race" else failure.symptom
+    return ""
+
+
+X = torch.arange(1.0, 9.0)
+TURN = torch.zeros(1, dtype=torch.int32)
+
+
+def test_a_result_that_hangs_on_the_order_of_programs() -> None:
+    sums = torch.zeros(4)
+    message = found(lambda: _running_sum[(4,)](X, sums, TURN, ATOMIC=False))
+    assert sums.tolist() == [1.0, 3.0, 6.0, 10.0]  # the interpreter's order is the one that is right
+    assert message.startswith("_running_sum: program (1, 0, 0) reads 1 elements of an argument, the first at element 0")
+    assert "that program (0, 0, 0) has written" in message
+    assert "test_races.py:" in message
+
+
+def test_programs_that_read_the_same_do_not_race() -> None:
+    sums = torch.zeros(4)
+    assert found(lambda: _own_sum[(4,)](X, sums, BLOCK=8)) == ""
+    assert sums.tolist() == [1.0, 3.0, 6.0, 10.0]
+
+
+@pytest.mark.parametrize(("programs", "races"), [(1, False), (2, True), (5, True)])
+def test_what_one_program_reads_another_must_not_replace(programs: int, races: bool) -> None:
+    x, sums = X.clone(), torch.zeros(1)
+    message = found(lambda: _read_before_it_is_replaced[(programs,)](x, sums, programs))
+    assert bool(message) == races
+    if races:
+        assert f"program ({programs - 1}, 0, 0) writes" in message
+        assert "that program (0, 0, 0) has read" in message
+
+
+@pytest.mark.parametrize(("step", "value", "races"), [(4, 1, False), (3, 1, True), (3, 0, False)])
+def test_tiles_that_overlap_race_unless_they_write_the_same(step: int, value: int, races: bool) -> None:
+    y = torch.full((16,), -1.0)
+    assert bool(found(lambda: _overlapping_tiles[(3,)](y, STEP=step, VALUE=value))) == races
+
+
+def test_a_launch_with_atomic_operations_may_have_an_order_of_its_own() -> None:
+    assert found(lambda: _running_sum[(4,)](X, torch.zeros(4), TURN.clone(), ATOMIC=True)) == ""
+
+
+@pytest.mark.parametrize(
+    ("barrier", "shift", "races"), [(False, 1, True), (True, 1, False), (False, 0, False), (False, 4, False)]
+)
+def test_a_window_that_moves_within_itself_needs_a_barrier(barrier: bool, shift: int, races: bool) -> None:
+    message = found(lambda: _window[(1,)](X.clone(), BARRIER=barrier, SHIFT=shift))
+    assert bool(message) == races
+    assert ("no tl.debug_barrier between" in message) == races
+
+
+@pytest.mark.parametrize(
+    ("loads", "barrier", "races"), [(True, False, True), (True, True, False), (False, False, False)]
+)
+def test_one_address_is_read_by_every_thread_and_written_by_one(loads: bool, barrier: bool, races: bool) -> None:
+    assert bool(found(lambda: _one_address[(1,)](torch.zeros(1), LOADS=loads, BARRIER=barrier))) == races
+
+
+@pytest.mark.parametrize(("barrier", "races"), [(False, True), (True, False)])
+def test_what_goes_through_memory_needs_a_barrier(barrier: bool, races: bool) -> None:
+    y, z = torch.zeros(4), torch.zeros(4)
+    assert bool(found(lambda: _back_through_memory[(1,)](y, z, BARRIER=barrier))) == races
+    assert z.tolist() == [4.0, 3.0, 2.0, 1.0]
+
+
+def test_launches_come_one_after_another() -> None:
+    y = torch.full((16,), -1.0)
+
+    def both() -> None:
+        _overlapping_tiles[(3,)](y, STEP=4, VALUE=1)
+        _overlapping_tiles[(3,)](y[1:], STEP=4, VALUE=1)
+
+    assert found(both) == ""
+
+
+def test_elements_of_several_sizes_are_the_bytes_that_they_are() -> None:
+    """The same buffer as 4-byte and as 2-byte elements: the finer ones lie within the others."""
+    y = torch.zeros(4)
+    halves = y.view(torch.float16)
+
+    @triton.jit
+    def mixed(wide, narrow):
+        if tl.program_id(0) == 0:
+            tl.store(wide + tl.arange(0, 2), tl.full((2,), 1.0, tl.float32))
+        else:
+            tl.store(narrow + 2 + tl.arange(0, 2), tl.full((2,), 2.0, tl.float16))
+
+    assert "writes 2 elements" in found(lambda: mixed[(2,)](y, halves))
+
+
+def test_a_race_of_the_first_launch_is_kept() -> None:
+    y, sums = torch.full((16,), -1.0), torch.zeros(4)
+
+    def both() -> None:
+        _running_sum[(4,)](X, sums, TURN, ATOMIC=False)
+        _overlapping_tiles[(3,)](y, STEP=4, VALUE=1)
+
+    assert found(both).startswith("_running_sum: ")
