@@ -9,8 +9,9 @@ The interpreter knows every address, so the order need not matter for a race to 
 - no program may write what another one reads or writes;
 - within a program, what was written in one block of addresses may not be read or written through another block before
   `tl.debug_barrier`, nor what was read in one block be written through another: different threads may hold the element.
-  Through the very same block it may, a thread sees its own order; but not where the block is one address, which every thread
-  reads and one writes. A reduction or a product is no barrier: whether it makes threads wait is the compiler's choice.
+  Through the very same block it may, a thread sees its own order; but what was written to one address may not be read there,
+  since one thread writes it and every thread reads it. A reduction or a product is no barrier: whether it makes threads wait
+  is the compiler's choice.
 
 A store that changes nothing is none: several programs may write the same. Launches with atomic operations are left out,
 since those can make an order of which nothing is known here.
@@ -96,37 +97,36 @@ class Races:
         if number != self._program:
             self._program = number
             self.barrier()
-        block = self._block(pointers, writes=writes)
+        block = self._block(pointers)
         for buffer in self._buffers:
             inside = (active >= buffer.lowest) & (active < buffer.highest)
             if inside.any():
-                self._use(buffer, active[inside], size, block, writes=writes)
+                self._use(buffer, active[inside], size, block, one=pointers.size == 1, writes=writes)
 
-    def _block(self, pointers: np.ndarray, *, writes: bool) -> int:
-        """The number of this block of addresses since the last barrier; one address is not read by the thread that writes it."""
-        if pointers.size == 1 and writes:
-            return self._since + 1
+    def _block(self, pointers: np.ndarray) -> int:
+        """The number of this block of addresses since the last barrier."""
         key = (pointers.shape, pointers.tobytes())
         if key not in self._blocks:
             self._blocks[key] = self._next
             self._next += 1
         return self._blocks[key]
 
-    def _use(self, buffer: Buffer, addresses: np.ndarray, size: int, block: int, *, writes: bool) -> None:
+    def _use(self, buffer: Buffer, addresses: np.ndarray, size: int, block: int, *, one: bool, writes: bool) -> None:
+        """one: the block is one address."""
         shadow = self._shadows.get(buffer.lowest)
         if shadow is None:
             shadow = self._shadows[buffer.lowest] = _Shadow(buffer, size)
         at = shadow.elements(addresses, size)
-        me = self._program
+        me, as_written = self._program, self._since + 1 if one and writes else block
         writer, written_in, reader, read_in = (
             each[at] for each in (shadow.writer, shadow.written_in, shadow.reader, shadow.read_in)
         )
         self._suspect(shadow, at, (writer != 0) & (writer != me), writes, "written", writer)
-        self._suspect(shadow, at, (written_in >= self._since) & (written_in != block), writes, "written", None)
+        self._suspect(shadow, at, (written_in >= self._since) & (written_in != as_written), writes, "written", None)
         if writes:
             self._suspect(shadow, at, (reader != 0) & (reader != me), writes, "read", reader)
             self._suspect(shadow, at, (read_in >= self._since) & (read_in != block), writes, "read", None)
-            shadow.writer[at], shadow.written_in[at] = me, block
+            shadow.writer[at], shadow.written_in[at] = me, as_written
         else:
             shadow.reader[at] = np.where((reader == 0) | (reader == me), me, _SEVERAL)
             shadow.read_in[at] = np.where((read_in < self._since) | (read_in == block), block, self._since)

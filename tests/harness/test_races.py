@@ -63,15 +63,19 @@ def _window(y, BARRIER: tl.constexpr, SHIFT: tl.constexpr):
 
 
 @triton.jit
-def _one_address(y, LOADS: tl.constexpr, BARRIER: tl.constexpr):
-    if LOADS:
-        n = tl.load(y)
-        if BARRIER:
-            tl.debug_barrier()
-        tl.store(y, n + 1.0)
-    else:
+def _one_address(y, STEPS: tl.constexpr):
+    if STEPS == "read and written":
+        tl.store(y, tl.load(y) + 1.0)
+    if STEPS == "written twice":
         tl.store(y, 1.0)
         tl.store(y, 2.0)
+    if STEPS == "written and read":
+        tl.store(y, 1.0)
+        tl.store(y + 1, tl.load(y))
+    if STEPS == "written, then read":
+        tl.store(y, 1.0)
+        tl.debug_barrier()
+        tl.store(y + 1, tl.load(y))
 
 
 @triton.jit
@@ -143,10 +147,11 @@ def test_a_window_that_moves_within_itself_needs_a_barrier(barrier: bool, shift:
 
 
 @pytest.mark.parametrize(
-    ("loads", "barrier", "races"), [(True, False, True), (True, True, False), (False, False, False)]
+    ("steps", "races"),
+    [("read and written", False), ("written twice", False), ("written and read", True), ("written, then read", False)],
 )
-def test_one_address_is_read_by_every_thread_and_written_by_one(loads: bool, barrier: bool, races: bool) -> None:
-    assert bool(found(lambda: _one_address[(1,)](torch.zeros(1), LOADS=loads, BARRIER=barrier))) == races
+def test_one_address_is_written_by_one_thread_and_read_by_all(steps: str, races: bool) -> None:
+    assert bool(found(lambda: _one_address[(1,)](torch.zeros(2), STEPS=steps))) == races
 
 
 @pytest.mark.parametrize(("barrier", "races"), [(False, True), (True, False)])
