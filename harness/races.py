@@ -2,19 +2,20 @@
 
 The interpreter runs programs one after another, in one order, each as a single thread; a GPU runs them at once, in any order,
 and each with many threads. A kernel whose result hangs on that order is right here every time, and there nearly every time:
-one program reads a state that another of the same launch replaces, or a window moves within itself.
+one program reads a state that another of the same launch replaces.
 
 The interpreter knows every address, so the order need not matter for a race to be found. In one launch
 
 - no program may write what another one reads or writes;
 - within a program, what was written in one block of addresses may not be read or written through another block before
-  `tl.debug_barrier`, nor what was read in one block be written through another: different threads may hold the element.
-  Through the very same block it may, a thread sees its own order; but what was written to one address may not be read there,
-  since one thread writes it and every thread reads it. A reduction or a product is no barrier: whether it makes threads wait
-  is the compiler's choice.
+  `tl.debug_barrier`: another thread may hold the element. Through the very same block it may, a thread sees its own order; but
+  what was written to one address may not be read there, since one thread writes it and every thread reads it. A reduction
+  or a product is no barrier: whether it makes threads wait is the compiler's choice.
 
-A store that changes nothing is none: several programs may write the same. Launches with atomic operations are left out,
-since those can make an order of which nothing is known here.
+What is not looked at: a program that writes what it has read through another block, as a window does that moves within itself.
+Such a store nearly always needs the values that were read, through an exchange between threads that waits for them, and
+right kernels of others rely on it. Nor launches with atomic operations, which can make an order of which nothing is known here.
+A store that changes nothing is none: several programs may write the same.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ class _Shadow:
     def __init__(self, buffer: Buffer, size: int) -> None:
         self.buffer, self.size = buffer, size
         count = -(-(buffer.highest - buffer.lowest) // size)
-        self.writer, self.reader, self.written_in, self.read_in = (np.zeros(count, dtype=np.int32) for _ in range(4))
+        self.writer, self.reader, self.written_in = (np.zeros(count, dtype=np.int32) for _ in range(3))
 
     def elements(self, addresses: np.ndarray, size: int) -> np.ndarray:
         """Numbers of the elements at these addresses, which are accesses of ``size`` bytes."""
         if size < self.size:
             finer = self.size // size
-            for name in ("writer", "reader", "written_in", "read_in"):
+            for name in ("writer", "reader", "written_in"):
                 setattr(self, name, np.repeat(getattr(self, name), finer))
             self.size = size
         first = (addresses - np.uint64(self.buffer.lowest)).astype(np.int64) // self.size
@@ -68,9 +69,9 @@ class Races:
         self._programs: dict[tuple[int, ...], int] = {}
         self._program = 0
         self._blocks: dict[tuple[tuple[int, ...], bytes], int] = {}
-        #: Numbers since the last barrier: `_since` stands for several blocks, the one after it for all writes to one
-        #: address, which the same thread does.
-        self._since, self._next = 1, 3
+        #: Since the last barrier, blocks have numbers from `_since` on. That one stands for all writes to one address, which the
+        #: same thread does.
+        self._since, self._next = 1, 2
         self._suspected, self._ordered = "", False
 
     def _end(self) -> None:
@@ -84,7 +85,7 @@ class Races:
     def barrier(self) -> None:
         """All threads of the program wait for each other."""
         self._blocks = {}
-        self._since, self._next = self._next, self._next + 2
+        self._since, self._next = self._next, self._next + 1
 
     def accessed(
         self, program: tuple[int, ...], pointers: np.ndarray, mask: np.ndarray, size: int, *, writes: bool
@@ -117,19 +118,15 @@ class Races:
         if shadow is None:
             shadow = self._shadows[buffer.lowest] = _Shadow(buffer, size)
         at = shadow.elements(addresses, size)
-        me, as_written = self._program, self._since + 1 if one and writes else block
-        writer, written_in, reader, read_in = (
-            each[at] for each in (shadow.writer, shadow.written_in, shadow.reader, shadow.read_in)
-        )
+        me, block = self._program, self._since if one and writes else block
+        writer, written_in, reader = (each[at] for each in (shadow.writer, shadow.written_in, shadow.reader))
         self._suspect(shadow, at, (writer != 0) & (writer != me), writes, "written", writer)
-        self._suspect(shadow, at, (written_in >= self._since) & (written_in != as_written), writes, "written", None)
+        self._suspect(shadow, at, (written_in >= self._since) & (written_in != block), writes, "written", None)
         if writes:
             self._suspect(shadow, at, (reader != 0) & (reader != me), writes, "read", reader)
-            self._suspect(shadow, at, (read_in >= self._since) & (read_in != block), writes, "read", None)
-            shadow.writer[at], shadow.written_in[at] = me, as_written
+            shadow.writer[at], shadow.written_in[at] = me, block
         else:
             shadow.reader[at] = np.where((reader == 0) | (reader == me), me, _SEVERAL)
-            shadow.read_in[at] = np.where((read_in < self._since) | (read_in == block), block, self._since)
 
     def _suspect(
         self, shadow: _Shadow, at: np.ndarray, wrong: np.ndarray, writes: bool, before: str, other: np.ndarray | None
