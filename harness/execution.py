@@ -92,9 +92,11 @@ def guarded(call: Call, *, check_memory: bool, what: str) -> Iterator[None]:
     except Exception as error:  # noqa: BLE001 - whatever a subject raises is a finding about the subject
         raised(error, what)
     if check_memory:
+        # First who went outside and where; the guard bands only say that somebody did, and not always: what is written there
+        # may be what stood there.
+        watch.check()
         call.arena.check()
         poison.check()
-        watch.check()
 
 
 def invoke(function: Callable[..., Any], call: Call, *, check_memory: bool = True, what: str = "the subject") -> Any:

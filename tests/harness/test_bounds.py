@@ -127,6 +127,18 @@ def test_a_write_far_beyond_the_fence_is_seen_and_not_done() -> None:
     assert other.tolist() == [0.0] * 8
 
 
+def test_a_write_into_the_fence_is_told_with_its_line() -> None:
+    """The guard band is found written too; but not by whom, nor where what stood there was written again."""
+
+    def beyond(x: Tensor) -> Tensor:
+        _filled[(1,)](torch.empty(3), 3)
+        return x
+
+    message = judged(beyond)
+    assert message.startswith("out of bounds: _filled writes 1 elements outside every buffer")
+    assert "the first 4 bytes behind a buffer of the subject's own, at " in message
+
+
 @pytest.mark.parametrize("mib", [16, -16, 1 << 42, -(1 << 42)])
 def test_addresses_that_nobody_has_do_not_end_the_process(mib: int) -> None:
     def wild(x: Tensor) -> Tensor:
