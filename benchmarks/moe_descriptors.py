@@ -41,6 +41,13 @@ class Persistent(NamedTuple):
 
 
 @triton.jit
+def _tile_and_column(tiles, item, column_blocks, COLUMNS: tl.constexpr):
+    """Expert, first position, end and first column of a program's item."""
+    line = tiles + item // column_blocks * LINE
+    return tl.load(line), tl.load(line + 1), tl.load(line + 2), (item % column_blocks) * COLUMNS
+
+
+@triton.jit
 def descriptor_gate_up_kernel(
     x,
     w_gate_up,
@@ -63,11 +70,7 @@ def descriptor_gate_up_kernel(
     column_blocks = tl.cdiv(size, COLUMNS)
     k = tl.arange(0, DEPTH)
     for item in tl.range(tl.program_id(0), tl.load(num_tiles) * column_blocks, tl.num_programs(0), flatten=FLATTEN):
-        tile = item // column_blocks
-        first_column = (item % column_blocks) * COLUMNS
-        expert = tl.load(tiles + tile * LINE)
-        first = tl.load(tiles + tile * LINE + 1)
-        end = tl.load(tiles + tile * LINE + 2)
+        expert, first, end, first_column = _tile_and_column(tiles, item, column_blocks, COLUMNS)
         position = first + tl.arange(0, TILE)
         token = tl.load(order + tl.minimum(position, end - 1)) // top_k
         tokens = x + token.to(tl.int64)[:, None] * stride_xt + k[None, :]
@@ -103,11 +106,7 @@ def descriptor_down_kernel(
     """parts[row, column]; descriptors: inner [rows, I], blocks of [TILE, DEPTH]; w_down [El * Hd, I], of [COLUMNS, DEPTH]."""
     column_blocks = tl.cdiv(hidden, COLUMNS)
     for item in tl.range(tl.program_id(0), tl.load(num_tiles) * column_blocks, tl.num_programs(0), flatten=FLATTEN):
-        tile = item // column_blocks
-        first_column = (item % column_blocks) * COLUMNS
-        expert = tl.load(tiles + tile * LINE)
-        first = tl.load(tiles + tile * LINE + 1)
-        end = tl.load(tiles + tile * LINE + 2)
+        expert, first, end, first_column = _tile_and_column(tiles, item, column_blocks, COLUMNS)
         out = tl.zeros((TILE, COLUMNS), tl.float32)
         for start in range(0, size, DEPTH):
             # Rows behind the tile's end are the next expert's, or zeros behind the last; nobody stores what becomes of them.

@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
 from harness.failure import fail
+from harness.watching import Innermost
 
 
 class Buffer(NamedTuple):
@@ -120,23 +120,10 @@ def _within(addresses: np.ndarray, size: int, ranges: list[tuple[int, int]]) -> 
     inside = np.zeros(addresses.shape, dtype=bool)
     for first, last in ranges:
         # Not address + size: that of one below zero wraps around.
-        inside |= (addresses >= first) & (addresses <= max(last - size, 0))
+        inside |= (addresses >= first) & (addresses <= last - size)
     return inside
 
 
-_current: list[Bounds] = []
-
-
-@contextmanager
-def watched() -> Iterator[Bounds]:
-    """While the body runs, launches of the interpreter are watched (`harness.interpreter.repair` reports them)."""
-    bounds = Bounds()
-    _current.append(bounds)
-    try:
-        yield bounds
-    finally:
-        _current.pop()
-
-
-def current() -> Bounds | None:
-    return _current[-1] if _current else None
+_innermost = Innermost(Bounds)
+# Launches of the interpreter are reported to it by `harness.interpreter_memory`.
+watched, current = _innermost.watched, _innermost.current

@@ -17,16 +17,17 @@ def watch(upstream: Any) -> None:
     update, swap = builder.create_atomic_rmw, builder.create_atomic_cas
 
     def watched_launch(self: Any, *args: Any, **kwargs: Any) -> None:
-        arguments = (*args, *kwargs.values())
-        if (watching := bounds.current()) is not None:
-            _launched(watching, self.fn, arguments)
-            launch(self, *args, **kwargs)
+        if (watching := bounds.current()) is None:
+            # One that nobody watches is held to its buffers by itself.
+            with bounds.watched() as watching:
+                watched_launch(self, *args, **kwargs)
+            watching.check()
             return
-        # A launch that nobody watches is held to its buffers by itself.
-        with bounds.watched() as watching:
-            _launched(watching, self.fn, arguments)
-            launch(self, *args, **kwargs)
-        watching.check()
+        name = getattr(self.fn, "__name__", "the kernel")
+        watching.launched(name, (*args, *kwargs.values()))
+        if race := races.current():
+            race.launched(name, watching.buffers)
+        launch(self, *args, **kwargs)
 
     def allowed(pointers: Any, mask: Any, verb: str) -> np.ndarray:
         """The mask of what may be done: what lies in no buffer's storage is not."""
@@ -75,13 +76,6 @@ def watch(upstream: Any) -> None:
     builder.create_masked_load, builder.create_masked_store = watched_load, watched_store
     builder.create_atomic_rmw, builder.create_atomic_cas = watched_update, watched_swap
     builder.create_barrier = watched_barrier
-
-
-def _launched(watching: bounds.Bounds, kernel: Any, arguments: tuple[object, ...]) -> None:
-    name = getattr(kernel, "__name__", "the kernel")
-    watching.launched(name, arguments)
-    if race := races.current():
-        race.launched(name, watching.buffers)
 
 
 def _size(pointers: Any) -> int:

@@ -20,13 +20,13 @@ A store that changes nothing is none: several programs may write the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
 
 from harness.bounds import Buffer, line_of_the_kernel
 from harness.failure import fail
+from harness.watching import Innermost
 
 #: In place of a program: several.
 _SEVERAL = -1
@@ -37,7 +37,7 @@ class _Shadow:
 
     def __init__(self, buffer: Buffer, size: int) -> None:
         self.buffer, self.size = buffer, size
-        count = -(-(buffer.highest - buffer.lowest) // size)
+        count = -(-(buffer.last - buffer.first) // size)
         self.writer, self.reader, self.written_in = (np.zeros(count, dtype=np.int32) for _ in range(3))
 
     def elements(self, addresses: np.ndarray, size: int) -> np.ndarray:
@@ -47,7 +47,7 @@ class _Shadow:
             for name in ("writer", "reader", "written_in"):
                 setattr(self, name, np.repeat(getattr(self, name), finer))
             self.size = size
-        first = (addresses - np.uint64(self.buffer.lowest)).astype(np.int64) // self.size
+        first = (addresses - np.uint64(self.buffer.first)).astype(np.int64) // self.size
         several = size // self.size
         return first if several == 1 else (first[:, None] + np.arange(several)).reshape(-1)
 
@@ -56,16 +56,18 @@ class Races:
     """The accesses of a subject's launches, and the first race among them."""
 
     def __init__(self) -> None:
+        self.launches = 0
         self._found = ""
         self._begin("", ())
 
     def launched(self, kernel: str, buffers: Sequence[Buffer]) -> None:
         """What follows are accesses of this kernel to these buffers."""
+        self.launches += 1
         self._end()
         self._begin(kernel, buffers)
 
     def _begin(self, kernel: str, buffers: Sequence[Buffer]) -> None:
-        self._kernel, self._buffers, self._shadows = kernel, list(dict.fromkeys(buffers)), dict[int, _Shadow]()
+        self._kernel, self._buffers, self._shadows = kernel, list(dict.fromkeys(buffers)), dict[Buffer, _Shadow]()
         self._programs: dict[tuple[int, ...], int] = {}
         self._program = 0
         self._blocks: dict[tuple[tuple[int, ...], bytes], int] = {}
@@ -94,13 +96,11 @@ class Races:
         active = pointers[mask]
         if not active.size or self._suspected:
             return
-        number = self._programs.setdefault(program, len(self._programs) + 1)
-        if number != self._program:
-            self._program = number
-            self.barrier()
+        self._program = self._programs.setdefault(program, len(self._programs) + 1)
         block = self._block(pointers)
         for buffer in self._buffers:
-            inside = (active >= buffer.lowest) & (active < buffer.highest)
+            # What lies outside of the buffer is out of bounds, which is worse.
+            inside = (active >= buffer.first) & (active < buffer.last)
             if inside.any():
                 self._use(buffer, active[inside], size, block, one=pointers.size == 1, writes=writes)
 
@@ -114,9 +114,9 @@ class Races:
 
     def _use(self, buffer: Buffer, addresses: np.ndarray, size: int, block: int, *, one: bool, writes: bool) -> None:
         """one: the block is one address."""
-        shadow = self._shadows.get(buffer.lowest)
+        shadow = self._shadows.get(buffer)
         if shadow is None:
-            shadow = self._shadows[buffer.lowest] = _Shadow(buffer, size)
+            shadow = self._shadows[buffer] = _Shadow(buffer, size)
         at = shadow.elements(addresses, size)
         me, block = self._program, self._since if one and writes else block
         writer, written_in, reader = (each[at] for each in (shadow.writer, shadow.written_in, shadow.reader))
@@ -135,8 +135,9 @@ class Races:
         if self._suspected or not wrong.any():
             return
         names = {number: program for program, number in self._programs.items()}
-        first = int(at[wrong][0]) - (shadow.buffer.first - shadow.buffer.lowest) // shadow.size
-        what = f"{int(wrong.sum())} elements of {shadow.buffer.name}, the first at element {first} of its memory,"
+        what = (
+            f"{int(wrong.sum())} elements of {shadow.buffer.name}, the first at element {at[wrong][0]} of its memory,"
+        )
         if other is None:
             whose = f"that it has {before} through other pointers, with no tl.debug_barrier between"
         elif (number := int(other[wrong][0])) == _SEVERAL:
@@ -155,19 +156,6 @@ class Races:
             fail("race", self._found)
 
 
-_current: list[Races] = []
-
-
-@contextmanager
-def watched() -> Iterator[Races]:
-    """While the body runs, launches of the interpreter are watched (`harness.interpreter.repair` reports them)."""
-    races = Races()
-    _current.append(races)
-    try:
-        yield races
-    finally:
-        _current.pop()
-
-
-def current() -> Races | None:
-    return _current[-1] if _current else None
+_innermost = Innermost(Races)
+# Launches of the interpreter are reported to it by `harness.interpreter_memory`.
+watched, current = _innermost.watched, _innermost.current

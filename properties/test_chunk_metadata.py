@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from harness import arguments, guards, races, views
+from harness import arguments, guards, placement, views
 from harness.case import Case, Segment
 from harness.context import Context, Property
 from harness.operators.chunk_metadata import ChunkMetadata
@@ -136,9 +136,7 @@ def far_starts_body(context: Context, case: Case) -> None:
 
 
 def races_body(context: Context, case: Case) -> None:
-    with races.watched() as watch:
-        _run(context, case)
-    watch.check()
+    placement.require_no_races(context, lambda: _run(context, case))
 
 
 equivalence = Property("equivalence", "equivalence", equivalence_body, weight=20)

@@ -12,7 +12,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from harness import interpreter
+from harness import arguments, interpreter, operators
+from harness.context import Context
 from harness.execution import Call, invoke
 from harness.failure import Failure
 from harness.memory import Arena
@@ -161,15 +162,15 @@ def test_what_is_read_far_beyond_is_what_is_masked_away() -> None:
     assert got.tolist() == [0.0, 0.0, 0.0]
 
 
-@pytest.mark.parametrize("kernel", ["_added", "_swapped"])
-def test_atomic_operations_are_seen_and_done_only_inside(kernel: str) -> None:
+@pytest.mark.parametrize("kernel", [_added, _swapped])
+def test_atomic_operations_are_seen_and_done_only_inside(kernel: triton.JITFunction) -> None:
     other, inside = torch.zeros(8, dtype=torch.int32), torch.zeros(8, dtype=torch.int32)
 
     def far(x: Tensor) -> Tensor:
-        globals()[kernel][(1,)](inside, torch.tensor([1, elsewhere(inside, other)]), BLOCK=2)
+        kernel[(1,)](inside, torch.tensor([1, elsewhere(inside, other)]), BLOCK=2)
         return x
 
-    assert f"{kernel} updates 1 elements outside" in judged(far)
+    assert f"{kernel.fn.__name__} updates 1 elements outside" in judged(far)
     assert (inside.tolist(), other.tolist()) == ([0, 5, 0, 0, 0, 0, 0, 0], [0] * 8)
 
 
@@ -183,6 +184,28 @@ def test_buffers_in_tuples_and_descriptors_are_known(packed: Callable[[Tensor], 
         return y
 
     assert judged(subject, offset=0) == ""
+
+
+@triton.jit
+def _wide(narrow, y, at):
+    tl.store(y, tl.load(narrow.to(tl.pointer_type(tl.float32)) + at))
+
+
+@pytest.mark.parametrize(("at", "inside"), [(0, True), (1, False)])
+def test_an_element_that_begins_inside_and_ends_outside_is_outside(at: int, inside: bool) -> None:
+    def half(x: Tensor) -> Tensor:
+        y = torch.empty(1)
+        _wide[(1,)](torch.ones(3, dtype=torch.float16), y, at)
+        return y
+
+    assert ("_wide reads 1 elements outside" not in judged(half)) == inside
+
+
+def test_a_buffer_of_nothing_holds_nothing() -> None:
+    def from_nothing(x: Tensor) -> Tensor:
+        return reads(torch.empty(0), 1)
+
+    assert "_copied reads 1 elements outside" in judged(from_nothing)
 
 
 def test_a_tensor_made_otherwise_may_be_read_whole() -> None:
@@ -205,3 +228,21 @@ def test_a_launch_that_nobody_watches_is_held_to_its_buffers_too() -> None:
     assert other.tolist() == [0.0] * 8
     _filled[(1,)](given, 2)
     assert given.tolist() == [0.0, 0.0, 1.0]
+
+
+def test_bad_arguments_that_are_accepted_are_that_first() -> None:
+    """Where they lead is what comes of it."""
+    interpreter.repair()
+    arena = Arena("cpu")
+    x, z, weight = (arena.place(name, torch.ones(4)) for name in ("x", "z", "weight"))
+
+    def accepts(*tensors: Tensor) -> Tensor:
+        _filled[(1,)](torch.empty(3), 3)
+        return x
+
+    context = Context(operators.get("gated_rmsnorm"), accepts, torch.device("cpu"))
+    missing = arguments.Breakage("z missing", "z", lambda _: None)
+    call = Call((x, z, weight), {}, arena)
+    with pytest.raises(Failure, match="z missing was accepted") as caught:
+        arguments._require_rejected(context, missing, call, {"x": x, "z": None, "weight": weight})
+    assert caught.value.symptom == "not rejected"

@@ -20,10 +20,12 @@ pytestmark = pytest.mark.skipif(
 
 @triton.jit
 def _running_sum(x, sums, turn, ATOMIC: tl.constexpr):
-    """Right if programs run one after another in their order, and only then; with the atomic operation they might."""
+    """Right if programs run one after another in their order, and only then; with an atomic operation they might."""
     p = tl.program_id(0)
-    if ATOMIC:
+    if ATOMIC == "add":
         tl.atomic_add(turn, 1)
+    if ATOMIC == "swap":
+        tl.atomic_cas(turn, 0, 1)
     before = tl.load(sums + p - 1, mask=p > 0, other=0.0)
     tl.store(sums + p, before + tl.load(x + p))
 
@@ -47,6 +49,16 @@ def _read_before_it_is_replaced(x, sums, n):
 
 
 @triton.jit
+def _read_by_all(x, sums):
+    """The last program replaces what the others have read as well as itself."""
+    p = tl.program_id(0)
+    value = tl.load(x)
+    tl.store(sums + p, value)
+    if p == 2:
+        tl.store(x, value + 1.0)
+
+
+@triton.jit
 def _overlapping_tiles(y, STEP: tl.constexpr, VALUE: tl.constexpr):
     p = tl.program_id(0)
     i = p * STEP + tl.arange(0, 4)
@@ -60,6 +72,23 @@ def _written_twice(y, BARRIER: tl.constexpr, SHIFT: tl.constexpr):
     if BARRIER:
         tl.debug_barrier()
     tl.store(y + i + SHIFT, i + 10.0)
+
+
+@triton.jit
+def _written_again_behind_the_barrier(y, z):
+    i = tl.arange(0, 4)
+    tl.store(y + i, i + 1.0)
+    tl.debug_barrier()
+    tl.store(y + i, i + 10.0)
+    tl.store(z + i, tl.load(y + 3 - i))
+
+
+@triton.jit
+def _in_another_shape(y, z):
+    i = tl.arange(0, 4)
+    tl.store(y + i, i + 1.0)
+    square = tl.arange(0, 2)[:, None] * 2 + tl.arange(0, 2)[None, :]
+    tl.store(z + square, tl.load(y + square))
 
 
 @triton.jit
@@ -110,7 +139,7 @@ TURN = torch.zeros(1, dtype=torch.int32)
 
 def test_a_result_that_hangs_on_the_order_of_programs() -> None:
     sums = torch.zeros(4)
-    message = found(lambda: _running_sum[(4,)](X, sums, TURN, ATOMIC=False))
+    message = found(lambda: _running_sum[(4,)](X, sums, TURN, ATOMIC=""))
     assert sums.tolist() == [1.0, 3.0, 6.0, 10.0]  # the interpreter's order is the one that is right
     assert message.startswith("_running_sum: program (1, 0, 0) reads 1 elements of an argument, the first at element 0")
     assert "that program (0, 0, 0) has written" in message
@@ -139,8 +168,16 @@ def test_tiles_that_overlap_race_unless_they_write_the_same(step: int, value: in
     assert bool(found(lambda: _overlapping_tiles[(3,)](y, STEP=step, VALUE=value))) == races
 
 
-def test_a_launch_with_atomic_operations_may_have_an_order_of_its_own() -> None:
-    assert found(lambda: _running_sum[(4,)](X, torch.zeros(4), TURN.clone(), ATOMIC=True)) == ""
+@pytest.mark.parametrize("atomic", ["add", "swap"])
+def test_a_launch_with_atomic_operations_may_have_an_order_of_its_own(atomic: str) -> None:
+    assert found(lambda: _running_sum[(4,)](X, torch.zeros(4), TURN.clone(), ATOMIC=atomic)) == ""
+
+
+def test_one_of_several_readers_must_not_replace_what_all_read() -> None:
+    x, sums = X.clone(), torch.zeros(4)
+    message = found(lambda: _read_by_all[(3,)](x, sums))
+    assert "program (2, 0, 0) writes 1 elements" in message
+    assert "that other programs have read" in message
 
 
 @pytest.mark.parametrize(
@@ -150,6 +187,16 @@ def test_what_other_threads_write_too_needs_a_barrier(barrier: bool, shift: int,
     message = found(lambda: _written_twice[(1,)](X.clone(), BARRIER=barrier, SHIFT=shift))
     assert bool(message) == races
     assert ("no tl.debug_barrier between" in message) == races
+
+
+def test_a_barrier_serves_what_was_written_before_it() -> None:
+    y, z = torch.zeros(4), torch.zeros(4)
+    assert "no tl.debug_barrier between" in found(lambda: _written_again_behind_the_barrier[(1,)](y, z))
+
+
+def test_the_same_addresses_in_another_shape_are_another_block() -> None:
+    y, z = torch.zeros(4), torch.zeros(4)
+    assert "no tl.debug_barrier between" in found(lambda: _in_another_shape[(1,)](y, z))
 
 
 def test_a_window_that_moves_within_itself_is_the_compilers_business() -> None:
@@ -180,6 +227,9 @@ def test_launches_come_one_after_another() -> None:
         _overlapping_tiles[(3,)](y[1:], STEP=4, VALUE=1)
 
     assert found(both) == ""
+    with bounds.watched(), races.watched() as watch:
+        both()
+    assert watch.launches == 2
 
 
 def test_elements_of_several_sizes_are_the_bytes_that_they_are() -> None:
@@ -196,12 +246,21 @@ def test_elements_of_several_sizes_are_the_bytes_that_they_are() -> None:
 
     assert "writes 2 elements" in found(lambda: mixed[(2,)](y, halves))
 
+    @triton.jit
+    def second_half(wide, narrow):
+        if tl.program_id(0) == 0:
+            tl.store(narrow + 1, 2.0)
+        else:
+            tl.store(wide + tl.arange(0, 2), tl.full((2,), 3.0, tl.float32))
+
+    assert "that program (0, 0, 0) has written" in found(lambda: second_half[(2,)](y, halves))
+
 
 def test_a_race_of_the_first_launch_is_kept() -> None:
     y, sums = torch.full((16,), -1.0), torch.zeros(4)
 
     def both() -> None:
-        _running_sum[(4,)](X, sums, TURN, ATOMIC=False)
+        _running_sum[(4,)](X, sums, TURN, ATOMIC="")
         _overlapping_tiles[(3,)](y, STEP=4, VALUE=1)
 
     assert found(both).startswith("_running_sum: ")
