@@ -15,6 +15,16 @@ from .moe_sorting_kernels import LINE
 
 
 @triton.jit
+def _line(tiles, num_tiles, tile):
+    """How many tiles there are, and a tile's expert, first position and end: four loads under way together.
+
+    Behind the last tile they are what the memory held.
+    """
+    line = tiles + tile * LINE
+    return tl.load(num_tiles), tl.load(line).to(tl.int64), tl.load(line + 1), tl.load(line + 2)
+
+
+@triton.jit
 def _gate_up_rows(
     x,
     weights_of_expert,
@@ -22,7 +32,7 @@ def _gate_up_rows(
     inner,
     first,
     end,
-    column,
+    first_column,
     hidden,
     size,
     top_k,
@@ -39,35 +49,37 @@ def _gate_up_rows(
     PRODUCTS: tl.constexpr,
     PTX: tl.constexpr,
 ):
-    """inner[position, column] of the positions from `first` up to and without `end`, which are at most ROWS."""
+    """inner[position, column] of the positions from `first` up to and without `end`, which are at most ROWS.
+
+    One product for both halves, an up column behind each gate column: half as many reads of the tokens, which on Hopper are
+    what the matrix units wait for, and a pair of columns is in one thread.
+    """
     position = first + tl.arange(0, ROWS)
     # A place without a row repeats the tile's last one; nobody reads what becomes of it.
     token = tl.load(order + tl.minimum(position, end - 1)) // top_k
-    weight_row = column
+    pair = tl.arange(0, 2 * COLUMNS)
+    weight_row = first_column + pair // 2
     if not EVEN_COLUMNS:
-        weight_row = tl.minimum(column, size - 1)
+        weight_row = tl.minimum(weight_row, size - 1)
+    weight_row += pair % 2 * size
     k = tl.arange(0, DEPTH)
     tokens = x + token.to(tl.int64)[:, None] * stride_xt + k[None, :] * stride_xd
-    gates = weights_of_expert + weight_row[:, None] * stride_wn + k[None, :] * stride_wk
-    ups = gates + size * stride_wn
-    gate = tl.zeros((ROWS, COLUMNS), tl.float32)
-    up = tl.zeros((ROWS, COLUMNS), tl.float32)
+    weights = weights_of_expert + weight_row[:, None] * stride_wn + k[None, :] * stride_wk
+    both = tl.zeros((ROWS, 2 * COLUMNS), tl.float32)
     for start in range(0, hidden, DEPTH):
         if EVEN_DEPTH:
             a = tl.load(tokens)
-            g = tl.load(gates)
-            u = tl.load(ups)
+            w = tl.load(weights)
         else:
             left = k[None, :] < hidden - start
             a = tl.load(tokens, mask=left, other=0.0)
-            g = tl.load(gates, mask=left, other=0.0)
-            u = tl.load(ups, mask=left, other=0.0)
-        gate = tl.dot(a, tl.trans(g), gate, input_precision=PRODUCTS)
-        up = tl.dot(a, tl.trans(u), up, input_precision=PRODUCTS)
+            w = tl.load(weights, mask=left, other=0.0)
+        both = tl.dot(a, tl.trans(w), both, input_precision=PRODUCTS)
         tokens += DEPTH * stride_xd
-        gates += DEPTH * stride_wk
-        ups += DEPTH * stride_wk
+        weights += DEPTH * stride_wk
+    gate, up = tl.split(tl.reshape(both, (ROWS, COLUMNS, 2)))
     out = functions.silu(gate, PTX) * up
+    column = first_column + tl.arange(0, COLUMNS)
     mask = position[:, None] < end
     if not EVEN_COLUMNS:
         mask &= column[None, :] < size
@@ -107,12 +119,10 @@ def grouped_gate_up_kernel(
     """
     column_blocks = tl.cdiv(size, COLUMNS)
     tile = tl.program_id(0) // column_blocks
-    if tile >= tl.load(num_tiles):
+    many, expert, first, end = _line(tiles, num_tiles, tile)
+    if tile >= many:
         return
-    expert = tl.load(tiles + tile * LINE).to(tl.int64)
-    first = tl.load(tiles + tile * LINE + 1)
-    end = tl.load(tiles + tile * LINE + 2)
-    column = (tl.program_id(0) % column_blocks) * COLUMNS + tl.arange(0, COLUMNS)
+    column = (tl.program_id(0) % column_blocks) * COLUMNS
     weights_of_expert = w_gate_up + expert * stride_we
     if HALVES:  # noqa: SIM102 - joined, both would be compiled for every tile
         if end - first <= TILE // 2:
@@ -154,6 +164,9 @@ def _down_rows(
     """parts[row, column] of the positions from `first` up to and without `end`, which are at most ROWS."""
     position = first + tl.arange(0, ROWS)
     filled = tl.minimum(position, end - 1)
+    # On their way while the product is computed.
+    row = tl.load(order + filled)
+    weight = tl.load(weights + row)
     weight_row = column
     if not EVEN_COLUMNS:
         weight_row = tl.minimum(column, hidden - 1)
@@ -172,8 +185,7 @@ def _down_rows(
         out = tl.dot(a, tl.trans(d), out, input_precision=PRODUCTS)
         activations += DEPTH
         downs += DEPTH * stride_wk
-    row = tl.load(order + filled)
-    out *= tl.load(weights + row)[:, None]
+    out *= weight[:, None]
     mask = position[:, None] < end
     if not EVEN_COLUMNS:
         mask &= column[None, :] < hidden
@@ -207,11 +219,9 @@ def grouped_down_kernel(
     """parts[row, column], what a token's expert adds to it, of one tile's rows and COLUMNS columns; HALVES as above."""
     column_blocks = tl.cdiv(hidden, COLUMNS)
     tile = tl.program_id(0) // column_blocks
-    if tile >= tl.load(num_tiles):
+    many, expert, first, end = _line(tiles, num_tiles, tile)
+    if tile >= many:
         return
-    expert = tl.load(tiles + tile * LINE).to(tl.int64)
-    first = tl.load(tiles + tile * LINE + 1)
-    end = tl.load(tiles + tile * LINE + 2)
     column = (tl.program_id(0) % column_blocks) * COLUMNS + tl.arange(0, COLUMNS)
     weights_of_expert = w_down + expert * stride_we
     if HALVES:  # noqa: SIM102 - joined, both would be compiled for every tile

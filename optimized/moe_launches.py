@@ -9,7 +9,10 @@ import triton
 
 
 class Blocks(NamedTuple):
-    """How one product is cut: output columns a program, and how many numbers of a sum it has in hand at once."""
+    """How one product is cut: output columns a program, and how many numbers of a sum it has in hand at once.
+
+    Of the first product, so many columns of `inner`, each of a gate and an up row of the weights.
+    """
 
     columns: int
     depth: int
@@ -46,9 +49,9 @@ _FEW_SCORES = 8192
 # Tiles by rows an expert, for 16-bit numbers. A product with few rows waits for memory and wants many loads under way; one
 # with many wants large tiles.
 TILED = (
-    (12, Launch(16, Blocks(32, 256, 4, 5), Blocks(64, 128, 4, 3))),
-    (24, Launch(32, Blocks(64, 128, 4, 4), Blocks(64, 128, 4, 3))),
-    (48, Launch(64, Blocks(128, 64, 4, 4), Blocks(128, 64, 4, 3))),
+    (12, Launch(16, Blocks(64, 128, 4, 5), Blocks(64, 128, 4, 3))),
+    (24, Launch(32, Blocks(64, 128, 4, 3), Blocks(128, 128, 4, 3))),
+    (48, Launch(64, Blocks(64, 128, 4, 4), Blocks(128, 64, 4, 3))),
 )
 # The same where a block has less shared memory than on Hopper and data-center Blackwell: all of these fit 99 KiB.
 TILED_ELSEWHERE = (

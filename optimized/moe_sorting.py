@@ -22,7 +22,7 @@ def sort(
     rows, bins = expert_ids.numel(), triton.next_power_of_2(experts)
     interpreted = expert_ids.device.type == "cpu"
     if rows <= (_ROWS_COUNTED_BY_ALL_INTERPRETED if interpreted else _ROWS_COUNTED_BY_ALL):
-        block = 32 if interpreted else 128
+        block = 32  # a program compares its rows with each other
         sort_kernel[(triton.cdiv(rows, block),)](
             expert_ids,
             order,
