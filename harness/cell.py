@@ -17,7 +17,7 @@ from harness import inflight, operators, shrink, strategies
 from harness.case import AnyCase, Case, Layout
 from harness.context import Context, Property
 from harness.distribution import Distribution
-from harness.execution import DeviceLost, OutOfDeviceMemory
+from harness.execution import DeviceLost, out_of_memory
 from harness.failure import Failure, FailureRecord
 from harness.subjects import Capabilities, load_target
 
@@ -174,7 +174,9 @@ class Cell:
                 self.first_failure_at = time.perf_counter()
             failure.case = case  # type: ignore[attr-defined]
             raise
-        except (OutOfDeviceMemory, torch.OutOfMemoryError) as error:
+        except Exception as error:  # every other one is raised again
+            if not out_of_memory(error):
+                raise
             # Not raised on: Hypothesis would take it for a failure of this case and try to make that smaller.
             if self._first_failure is None:
                 self._starved = str(error).strip().splitlines()[0]
@@ -244,7 +246,8 @@ class Cell:
         except Failure as failure:
             return failure.case, failure, ""  # type: ignore[attr-defined]
         except FlakyFailure:
-            assert self._first_failure is not None
+            if self._first_failure is None:
+                raise  # an error of the harness, which came once and not again
             return *self._first_failure, "The same case did not fail every time: the subject is not deterministic."
         except DeviceLost:
             raise

@@ -34,6 +34,8 @@ _FATAL_CUDA = (
     "unspecified launch",
 )
 
+_FULL_CUDA = ("CUDA error: out of memory", "Triton Error [CUDA]: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
 
 @dataclass
 class Call:
@@ -49,6 +51,13 @@ def device_lost(error: BaseException) -> bool:
     return any(word in str(error) for word in _FATAL_CUDA)
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether this error says that the GPU has no memory left: as torch's allocator says it, or CUDA, cuBLAS or Triton."""
+    if isinstance(error, (OutOfDeviceMemory, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _FULL_CUDA)
+
+
 def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -59,7 +68,7 @@ def raised(error: BaseException, what: str) -> NoReturn:
     text = str(error)
     if device_lost(error):
         raise DeviceLost(text) from error
-    if isinstance(error, torch.OutOfMemoryError):
+    if out_of_memory(error):
         raise OutOfDeviceMemory(text) from error
     # The last frame outside this package is where an engineer wants to look.
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not Path(f.filename).is_relative_to(_PACKAGE)]

@@ -26,6 +26,7 @@ from harness import operators
 from harness.case import AnyCase, Case
 from harness.cell import Cell, CellSpec
 from harness.context import Context, Property
+from harness.execution import OutOfDeviceMemory, out_of_memory
 from harness.failure import Failure, FailureRecord, Row, fail
 from harness.subjects import Capabilities, load_target
 
@@ -104,6 +105,8 @@ class Sandbox:
                 found = answer["failure"]
                 rows = [_row(row) for row in found["rows"]]
                 fail(found["symptom"], found["message"], rows, details=found["details"], mark="isolated")
+            if "starved" in answer:
+                raise OutOfDeviceMemory(answer["starved"])
             if "error" in answer:
                 raise RuntimeError(answer["error"])
             if "died" in answer:
@@ -140,6 +143,8 @@ class Sandbox:
         finally:
             _end(child)
             self.close()
+        if answer is not None and "starved" in answer:
+            raise OutOfDeviceMemory(answer["starved"])
         if answer is None or "digest" not in answer:
             fail("crashed", f"the first call of a new process gave no result: {answer}", mark="cold")
         return str(answer["digest"])
@@ -257,7 +262,7 @@ def _verdict(cell: Cell, case: AnyCase, *, digest: bool) -> dict[str, Any]:
     except Failure as failure:
         return {"failure": cell.record(case, failure).to_json()}
     except Exception as error:  # noqa: BLE001 - the parent decides what an error of the harness means
-        return {"error": f"{type(error).__name__}: {error}"}
+        return {"starved" if out_of_memory(error) else "error": f"{type(error).__name__}: {error}"}
     return {"held": True}
 
 

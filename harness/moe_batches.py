@@ -19,6 +19,8 @@ from harness.operators import expert_choice
 
 #: A logit that leaves no weight to any other: exp(-120) is nothing beside 1 in float32.
 APART = 60.0
+#: Numbers of weights that `dense` has in hand at once: 512 MiB in float64, beside those of other workers on one GPU.
+WEIGHTS_AT_ONCE = 1 << 26
 
 
 def logits_of(batch: Batch) -> Tensor:
@@ -83,10 +85,15 @@ def exactly_held(batch: Batch, *, every: bool) -> bool:
 
 def dense(batch: Batch, expert: Tensor, weight: float | None) -> Result:
     """[T, Hd] in float64: each token through one expert [T], times a weight; None: times the sum of its routing weights."""
-    x = batch.packed("x").double()
-    first, second = (batch.shared[name].double()[expert] for name in ("w_gate_up", "w_down"))
-    gate, up = torch.einsum("th,tih->ti", x, first).chunk(2, dim=1)
-    out = torch.einsum("ti,thi->th", gate / (1 + torch.exp(-gate)) * up, second)
+    w_gate_up, w_down = (batch.shared[name] for name in ("w_gate_up", "w_down"))
+    # Every token gets a copy of its expert's weights.
+    tokens = max(1, WEIGHTS_AT_ONCE // max(1, w_gate_up[0].numel() + w_down[0].numel()))
+    parts = []
+    for x, chosen in zip(batch.packed("x").split(tokens), expert.split(tokens), strict=True):
+        gate, up = torch.einsum("th,tih->ti", x.double(), w_gate_up[chosen].double()).chunk(2, dim=1)
+        inner = gate / (1 + torch.exp(-gate)) * up
+        parts.append(torch.einsum("ti,thi->th", inner, w_down[chosen].double()))
+    out = torch.cat(parts)
     if weight is None:
         keywords = expert_choice.keywords(batch.case) | {"bias": batch.shared.get("bias")}
         out = out * references.moe_routing(logits_of(batch), **keywords)[1].sum(1, keepdim=True)

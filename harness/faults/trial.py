@@ -137,6 +137,7 @@ def run(fault: Fault, target: str, settings: Settings, earlier: Verdict | None =
     start = time.perf_counter() - verdict.total_seconds
     blind = {witness.property for witness in verdict.witnesses}
     cases, aside = max((witness.cases for witness in verdict.witnesses), default=0), 0.0
+    starved = ""
     for planned in schedule.cells(fault, target, settings.device, settings.seed, settings.tier):
         if planned.prop.name in blind:
             continue
@@ -147,7 +148,8 @@ def run(fault: Fault, target: str, settings: Settings, earlier: Verdict | None =
         cases += result.failure.examples if result.failure else result.cases
         if result.failure is None:
             if result.status == "not_run":
-                verdict.notes.append(f"{planned.prop.name}: {result.reason}")
+                starved = f"{planned.prop.name}: {result.reason}"
+                verdict.notes.append(starved)
             if time.perf_counter() - start > settings.time_limit:
                 verdict.notes.append(f"out of time after {settings.time_limit:g} s, in {planned.prop.name}")
                 break
@@ -173,6 +175,9 @@ def run(fault: Fault, target: str, settings: Settings, earlier: Verdict | None =
         verdict.exhausted = True
     if not verdict.witnesses:
         verdict.seconds, verdict.cases = time.perf_counter() - start, cases
+        if starved and verdict.status == "survived":
+            # The property that did not run may be the one that would have found it.
+            verdict.status, verdict.message = "error", starved
     return verdict
 
 

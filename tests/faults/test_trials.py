@@ -123,6 +123,14 @@ def test_an_error_is_shown_with_the_place_where_it_was_raised(capsys: pytest.Cap
     assert "assert not FAULT" in shown
 
 
+def test_a_trial_whose_memory_ran_out_proves_nothing(tmp_path: Path) -> None:
+    """Not that the fault survives: the property that found no room may be the one that finds it."""
+    full = "(_ for _ in ()).throw(__import__('torch').OutOfMemoryError('CUDA out of memory.'))"
+    (verdict,) = run([replace(FAULT, replace=f".sub_(opened), {full}")], tmp_path, seconds=5.0)
+    assert (verdict.status, verdict.witnesses) == ("error", [])
+    assert "--workers" in verdict.message
+
+
 def test_what_the_tier_cannot_see_is_said_and_does_not_count(tmp_path: Path) -> None:
     elsewhere = replace(FAULT, tiers=("cuda",), reason="It needs a GPU.")
     (verdict,) = run([elsewhere], tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -376,4 +377,11 @@ def out_of_memory(x: Tensor, weight: Tensor, **rest: Any) -> Tensor:
     """As on a GPU that others fill: the fifth row is one too many."""
     if len(x) > 4:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.\nSee the documentation.")
+    return right.conv_update(x, weight, **rest)
+
+
+def full_for_a_new_process(x: Tensor, weight: Tensor, **rest: Any) -> Tensor:
+    """As on a GPU with no room for another process's context."""
+    if Path(sys.argv[0]).stem == "isolation":
+        return out_of_memory(x.new_empty(5, 1), weight)
     return right.conv_update(x, weight, **rest)
