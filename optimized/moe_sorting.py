@@ -13,6 +13,9 @@ Tensor = torch.Tensor
 _ROWS_COUNTED_BY_ALL = 2048
 # Small enough for small batches to take both ways.
 _ROWS_COUNTED_BY_ALL_INTERPRETED = 64
+#: Of more rows: so many a block, and so many blocks that a program adds up at once.
+ROWS_A_BLOCK = 128
+BLOCKS_A_ROUND = 256
 
 
 def sort(
@@ -38,7 +41,7 @@ def sort(
             num_warps=8,
         )
         return
-    block, at_once, columns = (32, 2, min(128, bins)) if interpreted else (128, 256, min(8, bins))
+    block, at_once, columns = (32, 2, min(128, bins)) if interpreted else (ROWS_A_BLOCK, BLOCKS_A_ROUND, min(8, bins))
     blocks = triton.cdiv(rows, block)
     counts = torch.empty((blocks, bins), dtype=torch.int32, device=expert_ids.device)
     totals = torch.empty(bins, dtype=torch.int32, device=expert_ids.device)

@@ -17,23 +17,21 @@ from harness import (
     moe_cost,
     moe_relations,
     moe_routing_relations,
+    moe_shapes,
     placement,
     relations,
-    strategies,
     views,
 )
 from harness.batch import Batch, Result
-from harness.case import Case, Segment
+from harness.case import Case
 from harness.context import Context, Property, in_one_dtype
 from harness.memory import Arena
 from harness.operators import expert_choice
-from harness.operators.moe import Moe
 from harness.pytest_plugin import CheckedCell
-from harness.strategies import Scale
 from harness.subjects import registered, sibling
 
 OPERATOR = "moe"
-MIXTURE = Moe()
+MIXTURE = moe_shapes.MIXTURE
 
 
 # -- the two halves ---------------------------------------------------------------------------------------------------
@@ -132,56 +130,6 @@ def far_experts_body(context: Context, case: Case) -> None:
         context.require_same(got, expected, "experts beyond 2^31 elements must give the same rows", batch=batch)
 
 
-def few_experts_apart(scale: Scale, dtype: str) -> Any:
-    """Three experts or four, each token through all of them: with two, a stride itself would need more than 31 bits."""
-    # Whole multiples of 16: others would have a reason to be copied first.
-    sizes = {"E": 3, "El": 3, "k": 3, "I": 16, "Hd": 16}
-    cases = MIXTURE.cases(scale, dtype)
-    return cases.map(
-        lambda case: moe_batches.routed(case, "renormalize", first=0).with_(sequences=(Segment(4),), dims=sizes)
-    )
-
-
-def few_or_more_rows(scale: Scale, dtype: str) -> Any:
-    """Cases for `run_far_apart`: the plainest, which is always drawn, has one expert a token, and others have two or more."""
-
-    def fit(case: Case) -> Case:
-        method = "renormalize" if case.options["method"] == "llama4" else case.options["method"]
-        experts = max(4, case.dims["E"])
-        chosen = 1 if case.choice == 0 else max(2, case.dims["k"])
-        routed = moe_batches.routed(case, method, first=0)
-        return routed.with_(dims={**case.dims, "E": experts, "El": experts, "k": min(chosen, experts)})
-
-    return MIXTURE.far_cases(scale, dtype).map(fit)
-
-
-def many_rows(scale: Scale, dtype: str) -> Any:
-    """So many tokens and experts that memory for each pair of them would be more than is fair."""
-    sizes = {"E": 256, "El": 256, "k": 1, "I": 16, "Hd": 16}
-    cases = MIXTURE.cases(scale, dtype)
-    return cases.map(
-        lambda case: moe_batches.routed(case, "renormalize", first=0).with_(sequences=(Segment(64),), dims=sizes)
-    )
-
-
-def every_launch(scale: Scale, dtype: str) -> Any:
-    """So many rows that all launches there are, are made: the sort counts them block by block."""
-    rows = 65 if scale is strategies.CPU else 4097
-    return many_rows(scale, dtype).map(lambda case: case.with_(sequences=(Segment(rows),)))
-
-
-def many_experts(scale: Scale, dtype: str) -> Any:
-    """More experts than a block has threads, most of them without a token."""
-    sizes = {"E": 1030, "El": 1030, "I": 4, "Hd": 8, "k": 2}
-
-    def fit(case: Case) -> Case:
-        method = "renormalize" if case.options["method"] in ("llama4", "top_k") else case.options["method"]
-        routed = moe_batches.routed(case, method, first=0)
-        return routed.with_(sequences=(Segment(20 + case.choice % 9),), dims=sizes)
-
-    return MIXTURE.cases(scale, dtype).map(fit)
-
-
 def variants_body(context: Context, case: Case) -> None:
     """Eight experts a token, so that nearly any number of tokens is many rows, and one, so that more numbers of them are few."""
     case = moe_batches.whole(moe_batches.routed(case, case.options["method"], bias=case.options["bias"]))
@@ -210,7 +158,12 @@ nobody = Property(
     "places_without_an_expert", "relations", nobody_body, dtypes=("bfloat16",), nothing_to_check=no_router
 )
 far_experts = Property(
-    "experts_far_apart", "memory", far_experts_body, examples=2, dtypes=("bfloat16",), strategy=few_experts_apart
+    "experts_far_apart",
+    "memory",
+    far_experts_body,
+    examples=2,
+    dtypes=("bfloat16",),
+    strategy=moe_shapes.few_experts_apart,
 )
 crowd = Property(
     "equivalence_of_many_experts",
@@ -218,16 +171,27 @@ crowd = Property(
     many_experts_body,
     examples=2,
     dtypes=("bfloat16",),
-    strategy=many_experts,
+    strategy=moe_shapes.many_experts,
+)
+rounds = Property(
+    "equivalence_of_many_rows",
+    "equivalence",
+    equivalence.equivalence_body,
+    examples=2,
+    dtypes=("bfloat16",),
+    strategy=moe_shapes.rows_in_rounds,
+)
+decode_steps = Property(
+    "equivalence_of_decode_steps", "equivalence", equivalence.equivalence_body, 2.0, strategy=moe_shapes.decode_steps
 )
 published = equivalence.published(MIXTURE.published_cases)
-far_apart = placement.far_apart(few_or_more_rows)
-stretched_axes = replace(views.stretched_axes(OPERATOR), strategy=few_experts_apart)
+far_apart = placement.far_apart(moe_shapes.few_or_more_rows)
+stretched_axes = replace(views.stretched_axes(OPERATOR), strategy=moe_shapes.few_experts_apart)
 bad_arguments = replace(moe_routing_relations.bad_arguments, dtypes=("bfloat16",))
 variants = replace(guards.variants, body=variants_body, dtypes=("bfloat16",))
-launch_count = replace(guards.launch_count, dtypes=("bfloat16",), examples=2, strategy=every_launch)
+launch_count = replace(guards.launch_count, dtypes=("bfloat16",), examples=2, strategy=moe_shapes.every_launch)
 no_races_of_many_rows = replace(
-    placement.no_races, name="no_races_of_many_rows", examples=2, dtypes=("bfloat16",), strategy=every_launch
+    placement.no_races, name="no_races_of_many_rows", examples=2, dtypes=("bfloat16",), strategy=moe_shapes.every_launch
 )
 cold_equals_warm = replace(relations.cold_equals_warm, examples=1)
 working_memory = Property(
@@ -236,7 +200,7 @@ working_memory = Property(
     moe_cost.working_memory_body,
     examples=2,
     dtypes=("bfloat16",),
-    strategy=many_rows,
+    strategy=moe_shapes.many_rows,
 )
 
 PROPERTIES = (
@@ -244,6 +208,8 @@ PROPERTIES = (
     moe_relations.exact,
     moe_relations.cancelled,
     crowd,
+    rounds,
+    decode_steps,
     published,
     moe_cost.unread,
     working_memory,

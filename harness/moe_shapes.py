@@ -1,0 +1,105 @@
+"""Batches of `moe` of the sizes at which kernels change their way: few rows, a decode step, many rows, many experts.
+
+A row is a token at one of its k places. Kernels compute few rows one by one, more in tiles, and sort very many in rounds; how
+many are few, no contract says. So where a property has two cases, the plainest, which is always drawn, has few rows, and
+the other so many that any kernel takes its other way (`is_plain`). On a GPU more are many than under the interpreter.
+"""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
+
+from harness import moe_batches, strategies
+from harness.case import Case, Segment
+from harness.operators.moe import Moe
+from harness.strategies import Scale
+
+MIXTURE = Moe()
+Cases = SearchStrategy[Case]
+
+
+def is_plain(case: Case) -> bool:
+    """Whether it is the case that is always drawn."""
+    return case.choice == 0
+
+
+def with_tokens(case: Case, tokens: int) -> Case:
+    return case.with_(sequences=(Segment(tokens),))
+
+
+def few_experts_apart(scale: Scale, dtype: str) -> Cases:
+    """Three experts, each token through all of them: with two, a stride itself would need more than 31 bits."""
+    # Whole multiples of 16: others would have a reason to be copied first.
+    sizes = {"E": 3, "El": 3, "k": 3, "I": 16, "Hd": 16}
+
+    def fit(case: Case) -> Case:
+        many = scale is strategies.GPU and not is_plain(case)
+        return with_tokens(moe_batches.routed(case, "renormalize", first=0), 40 if many else 4).with_(dims=sizes)
+
+    return MIXTURE.cases(scale, dtype).map(fit)
+
+
+def few_or_more_rows(scale: Scale, dtype: str) -> Cases:
+    """Cases for `run_far_apart`, whose tokens are few: the plainest has one expert a token, others so many that rows are many."""
+    many = 16 if scale is strategies.GPU else 2
+
+    def fit(case: Case) -> Case:
+        method = "renormalize" if case.options["method"] == "llama4" else case.options["method"]
+        chosen = 1 if is_plain(case) else max(many, case.dims["k"])
+        experts = max(4, chosen, case.dims["E"])
+        routed = moe_batches.routed(case, method, first=0)
+        return routed.with_(dims={**case.dims, "E": experts, "El": experts, "k": chosen})
+
+    return MIXTURE.far_cases(scale, dtype).map(fit)
+
+
+def many_rows(scale: Scale, dtype: str) -> Cases:
+    """So many tokens and experts that memory for each pair of them would be more than is fair."""
+    sizes = {"E": 256, "El": 256, "k": 1, "I": 16, "Hd": 16}
+
+    def fit(case: Case) -> Case:
+        many = scale is strategies.GPU and not is_plain(case)
+        return with_tokens(moe_batches.routed(case, "renormalize", first=0), 500 if many else 64).with_(dims=sizes)
+
+    return MIXTURE.cases(scale, dtype).map(fit)
+
+
+def every_launch(scale: Scale, dtype: str) -> Cases:
+    """So many rows that all launches there are, are made: the sort counts them block by block."""
+    rows = 65 if scale is strategies.CPU else 4097
+    return many_rows(scale, dtype).map(lambda case: with_tokens(case, rows))
+
+
+def rows_in_rounds(scale: Scale, dtype: str) -> Cases:
+    """So many rows that a program which adds up what blocks of them have needs more than one round for the blocks.
+
+    A prompt of 8,192 tokens of a published model has 65,536 rows.
+    """
+    sizes = {"E": 40, "El": 40, "k": 8, "I": 16, "Hd": 16}
+    tokens = 20 if scale is strategies.CPU else 8192
+
+    def fit(case: Case) -> Case:
+        routed = moe_batches.routed(case, "renormalize", first=0)
+        return with_tokens(routed, tokens + case.choice % 9).with_(dims=sizes)
+
+    return MIXTURE.cases(scale, dtype).map(fit)
+
+
+def many_experts(scale: Scale, dtype: str) -> Cases:
+    """More experts than a block has threads, most of them without a token."""
+    sizes = {"E": 1030, "El": 1030, "I": 4, "Hd": 8, "k": 2}
+
+    def fit(case: Case) -> Case:
+        method = "renormalize" if case.options["method"] in ("llama4", "top_k") else case.options["method"]
+        many = scale is strategies.GPU and not is_plain(case)
+        routed = moe_batches.routed(case, method, first=0)
+        return with_tokens(routed, (120 if many else 20) + case.choice % 9).with_(dims=sizes)
+
+    return MIXTURE.cases(scale, dtype).map(fit)
+
+
+def decode_steps(scale: Scale, dtype: str) -> Cases:
+    """A token of each of 1 to 64 requests: what an engine asks for most, and what any lengths seldom add up to."""
+    tokens = strategies.weighted((1, st.integers(1, 8)), (3, st.integers(9, 17)), (2, st.integers(18, 64)))
+    return st.builds(with_tokens, MIXTURE.cases(scale, dtype), tokens)

@@ -1,0 +1,67 @@
+"""The cases that a GPU is given meet every way in which our mixture of experts computes there: a CPU's say nothing about that.
+
+Properties with two cases were sized by the interpreter's limits, and on a GPU none of them reached a tile: offsets of 32 bits
+in the grouped products survived there.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from harness import strategies
+from harness.case import Case
+from harness.draws import draws
+from harness.isolation import find_property
+from optimized import moe_launches, moe_sorting
+
+CUDA = torch.device("cuda", 0)
+
+
+def cases(name: str, count: int, seed: int) -> list[Case]:
+    prop = find_property("moe", name)
+    assert prop.strategy
+    found: list[Case] = draws(prop.strategy(strategies.GPU, "bfloat16"), count, seed=seed)
+    return found
+
+
+def rows(case: Case) -> int:
+    return case.tokens * case.dims["k"]
+
+
+def is_tiled(case: Case) -> bool:
+    return rows(case) > moe_launches.few_rows(case.dims["El"], CUDA)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(
+    "name",
+    [
+        "experts_far_apart",
+        "stretched_axes",
+        "tokens_far_apart",
+        "bounded_working_memory",
+        "equivalence_of_many_experts",
+    ],
+)
+def test_of_two_cases_one_has_few_rows_and_one_is_tiled(name: str, seed: int) -> None:
+    assert find_property("moe", name).examples == 2
+    few, many = sorted(cases(name, 2, seed), key=rows)
+    assert not is_tiled(few)
+    assert is_tiled(many)
+
+
+def test_many_rows_are_sorted_in_rounds() -> None:
+    for case in cases("equivalence_of_many_rows", 2, seed=1):
+        assert rows(case) > moe_sorting.BLOCKS_A_ROUND * moe_sorting.ROWS_A_BLOCK
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_steps_are_of_the_sizes_that_engines_have(seed: int) -> None:
+    # As many as a merge gives the three dtypes together.
+    steps = cases("equivalence_of_decode_steps", 150, seed)
+    assert {case.tokens <= 64 for case in steps} == {True}
+    ways = {(is_tiled(case), case.tokens <= moe_launches.few_tokens(8)) for case in steps}
+    assert ways >= {(False, True), (True, True), (True, False)}
+    # Where Triton 3.6 added some lanes twice.
+    assert any(is_tiled(case) and 11 <= case.tokens <= 16 and 3 <= case.dims["k"] <= 4 for case in steps)
