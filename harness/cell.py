@@ -17,7 +17,7 @@ from harness import inflight, operators, shrink, strategies
 from harness.case import AnyCase, Case, Layout
 from harness.context import Context, Property
 from harness.distribution import Distribution
-from harness.execution import DeviceLost, out_of_memory
+from harness.execution import DeviceLost, give_back, out_of_memory
 from harness.failure import Failure, FailureRecord
 from harness.subjects import Capabilities, load_target
 
@@ -194,6 +194,7 @@ class Cell:
     def run(self) -> CellResult:
         start = time.perf_counter()
         failure = self._search()
+        give_back(self.context.device)
         starved = f"the GPU's memory ran out beside the other workers, give --workers a smaller number: {self._starved}"
         result = CellResult(
             spec=self.spec,

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis.errors import FlakyFailure
 
+from harness import cell, execution
 from harness.cell import Cell, CellSpec
 from harness.execution import out_of_memory
 from harness.isolation import IsolatedCell, find_property
@@ -89,3 +90,26 @@ def test_an_error_that_comes_once_is_told_as_it_was() -> None:
     with pytest.raises(FlakyFailure) as found:
         Cell(spec, replace(prop, body=body)).run()
     assert found.group_contains(KeyError, match="a slip of the harness")
+
+
+@pytest.mark.parametrize(("reserved", "given_back"), [(9 << 30, 1), (5 << 30, 0)])
+def test_what_a_cell_no_longer_needs_is_for_the_others(
+    reserved: int, given_back: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that has met a tensor of 16 GiB would keep them to the end of the run."""
+    emptied: list[None] = []
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: reserved)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 4 << 30)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(None))
+    execution.give_back(torch.device("cpu"))
+    assert emptied == []
+    execution.give_back(torch.device("cuda", 0))
+    assert len(emptied) == given_back
+
+
+def test_every_cell_gives_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices: list[torch.device] = []
+    monkeypatch.setattr(cell, "give_back", devices.append)
+    spec, prop = of("as_shipped", "equivalence", cases=1)
+    Cell(replace(spec, target="optimized.baselines:conv_update"), prop).run()
+    assert devices == [torch.device("cpu")]
