@@ -18,7 +18,7 @@ from torch import Tensor
 from harness import bounds, execution, inflight
 from harness.case import Case
 from harness.context import Context, Property
-from harness.execution import Call, synchronize
+from harness.execution import Call, require_device, synchronize
 from harness.failure import Failure, fail
 from harness.memory import Arena
 from harness.operators.chunk_metadata import ChunkMetadata
@@ -249,6 +249,7 @@ def _require_rejected(context: Context, breakage: Breakage, call: Call, broken: 
     except Failure:
         raise
     except Exception as error:  # noqa: BLE001 - any other type than ValueError is the finding
+        require_device(error)
         fail(
             "not rejected",
             f"{breakage.what}: raised {type(error).__name__} ({str(error).splitlines()[0] if str(error) else ''}), expected"

@@ -159,6 +159,8 @@ class Cell:
         if time.monotonic() > self._deadline and repr(case) not in self._failed:
             return  # out of time for shrinking: keep what we have
         if self._starved:
+            if repr(case) in self._failed:
+                raise self._failed[repr(case)]
             return
         inflight.record(self._spec_json, case)
         before, start = self.context.cases, time.perf_counter()
@@ -177,9 +179,11 @@ class Cell:
         except Exception as error:  # every other one is raised again
             if not out_of_memory(error):
                 raise
-            # Not raised on: Hypothesis would take it for a failure of this case and try to make that smaller.
-            if self._first_failure is None:
-                self._starved = str(error).strip().splitlines()[0]
+            # Not raised on: Hypothesis would take it for a failure of this case and try to make that smaller. What has failed
+            # before memory ran out has failed.
+            self._starved = str(error).strip().splitlines()[0]
+            if repr(case) in self._failed:
+                raise self._failed[repr(case)] from None
         finally:
             self.judged_seconds += time.perf_counter() - start
             if self._first_failure is None and not self._starved:
@@ -194,12 +198,11 @@ class Cell:
     def run(self) -> CellResult:
         start = time.perf_counter()
         failure = self._search()
-        give_back(self.context.device)
         starved = f"the GPU's memory ran out beside the other workers, give --workers a smaller number: {self._starved}"
         result = CellResult(
             spec=self.spec,
             status="failed" if failure else "not_run" if self._starved else "passed",
-            reason=starved if self._starved else "",
+            reason=starved if self._starved and not failure else "",
             cases=self.context.cases,
             seconds=time.perf_counter() - start,
             judged_seconds=self.judged_seconds,
@@ -214,6 +217,7 @@ class Cell:
                 case, error = shrink.polish(case, error, self._failure_of, self.polish_seconds)
             result.seconds = time.perf_counter() - start
             result.failure = self.record(case, error, note, result.seconds)
+        give_back(self.context.device)
         return result
 
     def _failure_of(self, case: AnyCase) -> Failure | None:
@@ -246,9 +250,10 @@ class Cell:
             holds()
         except Failure as failure:
             return failure.case, failure, ""  # type: ignore[attr-defined]
-        except FlakyFailure:
+        except FlakyFailure as flaky:
             if self._first_failure is None:
-                raise  # an error of the harness, which came once and not again
+                # An error of the harness, which came once and not again.
+                raise flaky.exceptions[0] from None
             return *self._first_failure, "The same case did not fail every time: the subject is not deterministic."
         except DeviceLost:
             raise

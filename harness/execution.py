@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,7 +35,17 @@ _FATAL_CUDA = (
     "unspecified launch",
 )
 
-_FULL_CUDA = ("CUDA error: out of memory", "Triton Error [CUDA]: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+_FULL_CUDA = (
+    "CUDA error: out of memory",
+    "CUDA driver error: out of memory",
+    "Triton Error [CUDA]: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    # The first product of a process, which finds no room for cuBLAS's own.
+    "CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(",
+)
+#: How torch's allocator says what it was asked for, and what there is.
+_SIZE = r"([0-9.]+) (bytes|[KMGT]iB)"
+_ASKED = re.compile(rf"Tried to allocate {_SIZE}\. GPU \d+ has a total capacity of {_SIZE}")
 #: Bytes that a process may keep for its next cases. One property in ten needs 4 GiB and more, and twelve workers share a GPU.
 KEPT = 1 << 30
 
@@ -54,10 +65,18 @@ def device_lost(error: BaseException) -> bool:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether this error says that the GPU has no memory left: as torch's allocator says it, or CUDA, cuBLAS or Triton."""
+    """Whether this error says that the GPU has no memory left: as torch's allocator says it, or CUDA, cuBLAS or Triton.
+
+    Not if more was asked for than the whole GPU has: that no other worker is to blame for.
+    """
     if isinstance(error, (OutOfDeviceMemory, torch.OutOfMemoryError)):
-        return True
+        asked = _ASKED.search(str(error))
+        return asked is None or _bytes(*asked.group(1, 2)) <= _bytes(*asked.group(3, 4))
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _FULL_CUDA)
+
+
+def _bytes(number: str, unit: str) -> float:
+    return float(number) * 1024 ** ("bytes", "KiB", "MiB", "GiB", "TiB").index(unit)
 
 
 def give_back(device: torch.device) -> None:
@@ -71,13 +90,18 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def require_device(error: BaseException) -> None:
+    """Raise `DeviceLost` or `OutOfDeviceMemory` where that is what the error says: then it is nothing that the subject did."""
+    if device_lost(error):
+        raise DeviceLost(str(error)) from error
+    if out_of_memory(error):
+        raise OutOfDeviceMemory(str(error)) from error
+
+
 def raised(error: BaseException, what: str) -> NoReturn:
     """Turn what a subject raised into a failure; a lost device becomes `DeviceLost`, a full one `OutOfDeviceMemory`."""
+    require_device(error)
     text = str(error)
-    if device_lost(error):
-        raise DeviceLost(text) from error
-    if out_of_memory(error):
-        raise OutOfDeviceMemory(text) from error
     # The last frame outside this package is where an engineer wants to look.
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not Path(f.filename).is_relative_to(_PACKAGE)]
     place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from harness import inflight, interpreter, launches, operators
 from harness.case import Case, Layout, Segment, StepCase
 from harness.context import Context, Property
-from harness.execution import Call, raised, synchronize
+from harness.execution import Call, raised, require_device, synchronize
 from harness.failure import Failure, fail
 from harness.memory import Arena, EagerMode, PoisonedAllocations
 from harness.operators.chunk_metadata import ChunkMetadata
@@ -331,6 +331,7 @@ def graph_body(context: Context, case: Case) -> None:
             graph.replay()
             torch.cuda.synchronize()
     except Exception as error:  # noqa: BLE001 - whatever capture raises is a finding about the subject
+        require_device(error)
         fail("not capturable", f"{operator.name} cannot be captured in a CUDA graph: {str(error).splitlines()[0]}")
     context.require_same(
         operator.unpack(out, static, second),

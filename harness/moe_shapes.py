@@ -1,8 +1,9 @@
 """Batches of `moe` of the sizes at which kernels change their way: few rows, a decode step, many rows, many experts.
 
 A row is a token at one of its k places. Kernels compute few rows one by one, more in tiles, and sort very many in rounds; how
-many are few, no contract says. So where a property has two cases, the plainest, which is always drawn, has few rows, and
-the other so many that any kernel takes its other way (`is_plain`). On a GPU more are many than under the interpreter.
+many are few, no contract says. So where a property has two cases that both ways may get wrong, the plainest, which is always
+drawn (`is_plain`), has few rows, and the other so many that any kernel takes its other way. On a GPU more are many than under
+the interpreter, where some of these have many rows in both.
 """
 
 from __future__ import annotations
@@ -30,12 +31,13 @@ def with_tokens(case: Case, tokens: int) -> Case:
 
 def few_experts_apart(scale: Scale, dtype: str) -> Cases:
     """Three experts, each token through all of them: with two, a stride itself would need more than 31 bits."""
+    few, many = (4, 40) if scale is strategies.GPU else (2, 4)
     # Whole multiples of 16: others would have a reason to be copied first.
     sizes = {"E": 3, "El": 3, "k": 3, "I": 16, "Hd": 16}
 
     def fit(case: Case) -> Case:
-        many = scale is strategies.GPU and not is_plain(case)
-        return with_tokens(moe_batches.routed(case, "renormalize", first=0), 40 if many else 4).with_(dims=sizes)
+        tokens = few if is_plain(case) else many
+        return with_tokens(moe_batches.routed(case, "renormalize", first=0), tokens).with_(dims=sizes)
 
     return MIXTURE.cases(scale, dtype).map(fit)
 
@@ -100,6 +102,17 @@ def many_experts(scale: Scale, dtype: str) -> Cases:
 
 
 def decode_steps(scale: Scale, dtype: str) -> Cases:
-    """A token of each of 1 to 64 requests: what an engine asks for most, and what any lengths seldom add up to."""
+    """1 to 64 tokens in all, as steps have in which every request decodes: any lengths seldom add up to so few.
+
+    Every sixth case has three or four places a token: fewer than a warp has lanes, and more than one.
+    """
     tokens = strategies.weighted((1, st.integers(1, 8)), (3, st.integers(9, 17)), (2, st.integers(18, 64)))
-    return st.builds(with_tokens, MIXTURE.cases(scale, dtype), tokens)
+
+    def fit(case: Case, tokens: int) -> Case:
+        if case.choice % 6 == 1:
+            experts = max(4, case.dims["E"])
+            case = moe_batches.routed(case, "renormalize", first=0)
+            case = case.with_(dims={**case.dims, "E": experts, "El": experts, "k": 3 + case.choice // 6 % 2})
+        return with_tokens(case, tokens)
+
+    return st.builds(fit, MIXTURE.cases(scale, dtype), tokens)

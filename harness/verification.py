@@ -152,6 +152,9 @@ def _second_look(result: CellResult, plan: Plan) -> CellResult:
     except RuntimeError as error:
         failure.details += f"\n(not shrunk: {error})"
         return result
+    if again.status == "not_run":
+        failure.details += f"\n(not shrunk: {again.reason})"
+        return result
     if again.failure is None:
         failure.message += " (not seen again in isolation: depends on what the worker had done before)"
         return result

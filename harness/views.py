@@ -137,6 +137,7 @@ def stretched_body(context: Context, case: Case) -> None:
             elif most < MOST:
                 text = f"{name} with strides {far.stride()} was refused, though it spans no more than 2^30 elements a token"
                 fail("raised", text, mark=name)
+            del call, far  # gigabytes, which the next one would be allocated beside
 
 
 def three_of_each(operator: str) -> Callable[[Scale, str], Any]:

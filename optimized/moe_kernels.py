@@ -51,8 +51,8 @@ def _gate_up_rows(
 ):
     """inner[position, column] of the positions from `first` up to and without `end`, which are at most ROWS.
 
-    One product for both halves, an up column behind each gate column: half as many reads of the tokens, which on Hopper are
-    what the matrix units wait for, and a pair of columns is in one thread.
+    One product for both halves, an up column behind each gate column: the tokens are read once for both, and a pair of
+    columns is in one thread.
     """
     position = first + tl.arange(0, ROWS)
     # A place without a row repeats the tile's last one; nobody reads what becomes of it.

@@ -11,6 +11,7 @@ import torch
 from hypothesis import strategies as st
 
 from harness.context import Context, Property
+from harness.execution import require_device
 from harness.failure import fail
 from harness.pytest_plugin import CheckedCell
 from harness.strategies import SEEDS, Scale
@@ -242,6 +243,7 @@ def arguments_body(context: Context, case: EngineCase) -> None:
             if not str(error).startswith(f"{name}: "):
                 fail("not rejected", f"the ValueError does not begin with {name!r}: {error}", mark=name)
         except Exception as error:  # noqa: BLE001 - any other type than ValueError is the finding
+            require_device(error)
             fail("not rejected", f"{name}: raised {type(error).__name__}, expected a ValueError", mark=name)
         else:
             fail("not rejected", f"{name}: a bad one was accepted, expected a ValueError that names it", mark=name)

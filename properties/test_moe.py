@@ -119,15 +119,19 @@ def far_experts_body(context: Context, case: Case) -> None:
     batch = context.batch(case).with_layout(case.layout.__class__())
     expected = context.run(batch)
     for place in (2, 3):
-        call = context.tokens.pack(batch, Arena(context.device))
-        far = list(call.arguments)
-        far[place] = views.stretched(call.arguments[place], 0)
-
-        def moved(*_: Any, far: list[Any] = far, **keywords: Any) -> Any:
-            return context.function(*far, **keywords)
-
-        got = context.tokens.run(moved, batch, device=context.device, check_memory=False)
+        got = _far_experts(context, batch, place)
         context.require_same(got, expected, "experts beyond 2^31 elements must give the same rows", batch=batch)
+
+
+def _far_experts(context: Context, batch: Batch, place: int) -> Result:
+    """The result with the weights that are the argument `place` far apart. They are gone when it returns: 4 GiB."""
+    far = list(context.tokens.pack(batch, Arena(context.device)).arguments)
+    far[place] = views.stretched(far[place], 0)
+
+    def moved(*_: Any, **keywords: Any) -> Any:
+        return context.function(*far, **keywords)
+
+    return context.tokens.run(moved, batch, device=context.device, check_memory=False)
 
 
 def variants_body(context: Context, case: Case) -> None:

@@ -16,7 +16,7 @@ from harness import equivalence, guards
 from harness.arguments import strict_mode
 from harness.case import Step, StepCase
 from harness.context import Context, Property
-from harness.execution import synchronize
+from harness.execution import require_device, synchronize
 from harness.failure import fail
 from harness.operators.step_metadata import LiveBuilder, StepMetadataOperator
 from harness.pytest_plugin import CheckedCell
@@ -166,6 +166,7 @@ def bad_steps_body(context: Context, case: StepCase) -> None:
             if name not in str(error) and "max_batch_size" not in str(error):
                 fail("not rejected", f"{change}: the ValueError does not name {name!r}: {error}", mark=name)
         except Exception as error:  # noqa: BLE001 - any other type than ValueError is the finding
+            require_device(error)
             fail(
                 "not rejected",
                 f"{change}: raised {type(error).__name__}, expected a ValueError naming {name!r}",

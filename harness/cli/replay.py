@@ -12,6 +12,7 @@ import typer
 from harness.cli.device import DeviceChoice, choose
 
 USAGE = 2
+NOT_RUN = 3
 
 
 def command(
@@ -21,7 +22,10 @@ def command(
     here: Annotated[bool, typer.Option("--here", help="In this process, for a debugger; a crash ends it.")] = False,
     timeout: Annotated[float, typer.Option(help="Seconds after which the case counts as hung.")] = 60.0,
 ) -> None:
-    """Run the case of a failure again. Exit status 0: fixed. 1: fails as recorded, or differently. 2: wrong usage."""
+    """Run the case of a failure again.
+
+    Exit status 0: fixed. 1: fails as recorded, or differently. 2: wrong usage. 3: the GPU had no room for it.
+    """
     if not file.exists():
         typer.echo(
             f"sluicegate replay: no file {file}; the failures of the last run are in out/latest/failures/", err=True
@@ -42,6 +46,7 @@ def command(
 
     from harness import interpreter, operators
     from harness.cell import Cell, CellSpec
+    from harness.execution import out_of_memory
     from harness.failure import Failure
     from harness.isolation import Sandbox, find_property
     from harness.report import terminal
@@ -79,6 +84,11 @@ def command(
         same = failure.symptom == recorded["symptom"]
         console.print("failed as recorded" if same else f"failed differently: recorded was {recorded['symptom']!r}")
         raise typer.Exit(1) from failure
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        console.print(f"not run: the GPU's memory ran out: {error}", markup=False, highlight=False)
+        raise typer.Exit(NOT_RUN) from error
     finally:
         sandbox.close()
     console.print("fixed: the property holds for this case now")

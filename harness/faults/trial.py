@@ -172,7 +172,7 @@ def run(fault: Fault, target: str, settings: Settings, earlier: Verdict | None =
         verdict.save(partial_path(settings, fault))
         aside += time.perf_counter() - cell.first_failure_at
     else:
-        verdict.exhausted = True
+        verdict.exhausted = not starved
     if not verdict.witnesses:
         verdict.seconds, verdict.cases = time.perf_counter() - start, cases
         if starved and verdict.status == "survived":

@@ -6,6 +6,7 @@ import json
 import traceback
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from typer.testing import CliRunner
 from harness import interpreter
 from harness.cell import Cell, CellSpec
 from harness.cli import build
+from harness.context import Context
+from harness.failure import fail
 from harness.faults import matrix, model, runner, schedule, trial
 from harness.faults.injection import AnchorError
 from harness.faults.verdict import Settings, Verdict
@@ -129,6 +132,35 @@ def test_a_trial_whose_memory_ran_out_proves_nothing(tmp_path: Path) -> None:
     (verdict,) = run([replace(FAULT, replace=f".sub_(opened), {full}")], tmp_path, seconds=5.0)
     assert (verdict.status, verdict.witnesses) == ("error", [])
     assert "--workers" in verdict.message
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_property_that_found_no_room_leaves_open_who_else_finds_it(
+    full: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    healthy, changed = "optimized.baselines:conv_update", "optimized.causal_conv:conv_update"
+
+    def finds(context: Context, _: Any) -> None:
+        if context.target == changed:
+            fail("over budget", "far off")
+
+    def other(*_: Any) -> None:
+        if full:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    bodies = {"equivalence": finds, "repeated": other}
+    planned = [
+        schedule.Planned(
+            replace(find_property("conv_update", name), body=body),
+            CellSpec("conv_update", "planted", changed, name, "cpu", "float32", 2, 0),
+        )
+        for name, body in bodies.items()
+    ]
+    monkeypatch.setattr(schedule, "cells", lambda *_: iter(planned))
+    settings = Settings("cpu", 1, tmp_path, witnesses=2)
+    verdict = trial.run(replace(FAULT, operator="conv_update", subject=healthy), changed, settings)
+    assert (verdict.status, [w.property for w in verdict.witnesses]) == ("killed", ["equivalence"])
+    assert verdict.exhausted is not full
 
 
 def test_what_the_tier_cannot_see_is_said_and_does_not_count(tmp_path: Path) -> None:

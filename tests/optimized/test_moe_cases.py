@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import triton
 
 from harness import strategies
 from harness.case import Case
@@ -33,6 +34,10 @@ def is_tiled(case: Case) -> bool:
     return rows(case) > moe_launches.few_rows(case.dims["El"], CUDA)
 
 
+def sorted_by_one_program(case: Case) -> bool:
+    return case.tokens <= moe_launches.few_tokens(triton.next_power_of_2(case.dims["k"]))
+
+
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize(
     "name",
@@ -56,12 +61,12 @@ def test_many_rows_are_sorted_in_rounds() -> None:
         assert rows(case) > moe_sorting.BLOCKS_A_ROUND * moe_sorting.ROWS_A_BLOCK
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(10))
 def test_steps_are_of_the_sizes_that_engines_have(seed: int) -> None:
-    # As many as a merge gives the three dtypes together.
-    steps = cases("equivalence_of_decode_steps", 150, seed)
+    # As many as a merge on a GPU gives the three dtypes together.
+    steps = cases("equivalence_of_decode_steps", 99, seed)
     assert {case.tokens <= 64 for case in steps} == {True}
-    ways = {(is_tiled(case), case.tokens <= moe_launches.few_tokens(8)) for case in steps}
+    ways = {(is_tiled(case), sorted_by_one_program(case)) for case in steps}
     assert ways >= {(False, True), (True, True), (True, False)}
     # Where Triton 3.6 added some lanes twice.
     assert any(is_tiled(case) and 11 <= case.tokens <= 16 and 3 <= case.dims["k"] <= 4 for case in steps)

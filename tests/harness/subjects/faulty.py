@@ -385,3 +385,7 @@ def full_for_a_new_process(x: Tensor, weight: Tensor, **rest: Any) -> Tensor:
     if Path(sys.argv[0]).stem == "isolation":
         return out_of_memory(x.new_empty(5, 1), weight)
     return right.conv_update(x, weight, **rest)
+
+
+def always_full(x: Tensor, weight: Tensor, **rest: Any) -> Tensor:
+    raise RuntimeError("Triton Error [CUDA]: out of memory")
