@@ -104,15 +104,18 @@ def many_experts(scale: Scale, dtype: str) -> Cases:
 def decode_steps(scale: Scale, dtype: str) -> Cases:
     """1 to 64 tokens in all, as steps have in which every request decodes: any lengths seldom add up to so few.
 
-    Every sixth case has three or four places a token: fewer than a warp has lanes, and more than one.
+    One in four has three or four places for each of 11 to 16 tokens: fewer places in all than a block has threads, and more than
+    any kernel computes one by one.
     """
-    tokens = strategies.weighted((1, st.integers(1, 8)), (3, st.integers(9, 17)), (2, st.integers(18, 64)))
+    some = strategies.weighted((1, st.integers(1, 8)), (2, st.integers(9, 17)), (2, st.integers(18, 64)))
+    few_places = st.tuples(st.integers(11, 16), st.sampled_from((3, 4)))
 
-    def fit(case: Case, tokens: int) -> Case:
-        if case.choice % 6 == 1:
-            experts = max(4, case.dims["E"])
-            case = moe_batches.routed(case, "renormalize", first=0)
-            case = case.with_(dims={**case.dims, "E": experts, "El": experts, "k": 3 + case.choice // 6 % 2})
-        return with_tokens(case, tokens)
+    def fit(case: Case, tokens: int, few: tuple[int, int] | None) -> Case:
+        if few is None:
+            return with_tokens(case, tokens)
+        experts = min(128, max(4, case.dims["E"]))
+        sizes = {**case.dims, "E": experts, "El": experts, "k": few[1]}
+        return with_tokens(moe_batches.routed(case, "renormalize", first=0), few[0]).with_(dims=sizes)
 
-    return st.builds(fit, MIXTURE.cases(scale, dtype), tokens)
+    chosen = strategies.weighted((3, st.none()), (1, few_places))
+    return st.builds(fit, MIXTURE.cases(scale, dtype), some, chosen)
