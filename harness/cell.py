@@ -159,8 +159,7 @@ class Cell:
         if time.monotonic() > self._deadline and repr(case) not in self._failed:
             return  # out of time for shrinking: keep what we have
         if self._starved:
-            if repr(case) in self._failed:
-                raise self._failed[repr(case)]
+            self._repeat(case)
             return
         inflight.record(self._spec_json, case)
         before, start = self.context.cases, time.perf_counter()
@@ -182,14 +181,18 @@ class Cell:
             # Not raised on: Hypothesis would take it for a failure of this case and try to make that smaller. What has failed
             # before memory ran out has failed.
             self._starved = str(error).strip().splitlines()[0]
-            if repr(case) in self._failed:
-                raise self._failed[repr(case)] from None
+            self._repeat(case)
         finally:
             self.judged_seconds += time.perf_counter() - start
             if self._first_failure is None and not self._starved:
                 # A property that makes several comparisons of one case counts them itself.
                 self.context.cases = max(self.context.cases, before + 1)
                 self._observe(case)
+
+    def _repeat(self, case: AnyCase) -> None:
+        """Raise what the case failed with before, if it did: nothing can be judged any more."""
+        if failure := self._failed.get(repr(case)):
+            raise failure from None
 
     def _observe(self, case: AnyCase) -> None:
         for axis, values in self.operator.coverage(case).items():

@@ -85,11 +85,18 @@ class Sandbox:
 
     @staticmethod
     def _receive(child: subprocess.Popen[str], seconds: float) -> dict[str, Any] | None:
-        """The next answer, or None when the child died or took too long."""
+        """The next answer, or None when the child died or took too long.
+
+        Raises:
+            OutOfDeviceMemory: the child found no room on the GPU.
+        """
         assert child.stdout is not None
         ready, _, _ = select.select([child.stdout], [], [], seconds)
         line = child.stdout.readline() if ready else ""
-        return json.loads(line) if line.endswith("\n") else None
+        answer: dict[str, Any] | None = json.loads(line) if line.endswith("\n") else None
+        if answer is not None and "starved" in answer:
+            raise OutOfDeviceMemory(answer["starved"])
+        return answer
 
     def judge(self, case: AnyCase) -> None:
         """Raise the `Failure` that this case shows in a process of its own; return when it holds."""
@@ -105,8 +112,6 @@ class Sandbox:
                 found = answer["failure"]
                 rows = [_row(row) for row in found["rows"]]
                 fail(found["symptom"], found["message"], rows, details=found["details"], mark="isolated")
-            if "starved" in answer:
-                raise OutOfDeviceMemory(answer["starved"])
             if "error" in answer:
                 raise RuntimeError(answer["error"])
             if "died" in answer:
@@ -143,8 +148,6 @@ class Sandbox:
         finally:
             _end(child)
             self.close()
-        if answer is not None and "starved" in answer:
-            raise OutOfDeviceMemory(answer["starved"])
         if answer is None or "digest" not in answer:
             fail("crashed", f"the first call of a new process gave no result: {answer}", mark="cold")
         return str(answer["digest"])

@@ -29,15 +29,18 @@ def with_tokens(case: Case, tokens: int) -> Case:
     return case.with_(sequences=(Segment(tokens),))
 
 
+def renormalized(case: Case, tokens: int, **sizes: int) -> Case:
+    """A case of so many tokens and of these dims, all of its experts here, routed in the plainest way."""
+    return with_tokens(moe_batches.routed(case, "renormalize", first=0), tokens).with_(dims={**case.dims, **sizes})
+
+
 def few_experts_apart(scale: Scale, dtype: str) -> Cases:
     """Three experts, each token through all of them: with two, a stride itself would need more than 31 bits."""
     few, many = (4, 40) if scale is strategies.GPU else (2, 4)
-    # Whole multiples of 16: others would have a reason to be copied first.
-    sizes = {"E": 3, "El": 3, "k": 3, "I": 16, "Hd": 16}
 
     def fit(case: Case) -> Case:
-        tokens = few if is_plain(case) else many
-        return with_tokens(moe_batches.routed(case, "renormalize", first=0), tokens).with_(dims=sizes)
+        # Whole multiples of 16: others would have a reason to be copied first.
+        return renormalized(case, few if is_plain(case) else many, E=3, El=3, k=3, I=16, Hd=16)
 
     return MIXTURE.cases(scale, dtype).map(fit)
 
@@ -58,11 +61,10 @@ def few_or_more_rows(scale: Scale, dtype: str) -> Cases:
 
 def many_rows(scale: Scale, dtype: str) -> Cases:
     """So many tokens and experts that memory for each pair of them would be more than is fair."""
-    sizes = {"E": 256, "El": 256, "k": 1, "I": 16, "Hd": 16}
+    few, many = (64, 500) if scale is strategies.GPU else (64, 64)
 
     def fit(case: Case) -> Case:
-        many = scale is strategies.GPU and not is_plain(case)
-        return with_tokens(moe_batches.routed(case, "renormalize", first=0), 500 if many else 64).with_(dims=sizes)
+        return renormalized(case, few if is_plain(case) else many, E=256, El=256, k=1, I=16, Hd=16)
 
     return MIXTURE.cases(scale, dtype).map(fit)
 
@@ -78,12 +80,10 @@ def rows_in_rounds(scale: Scale, dtype: str) -> Cases:
 
     A prompt of 8,192 tokens of a published model has 65,536 rows.
     """
-    sizes = {"E": 40, "El": 40, "k": 8, "I": 16, "Hd": 16}
     tokens = 20 if scale is strategies.CPU else 8192
 
     def fit(case: Case) -> Case:
-        routed = moe_batches.routed(case, "renormalize", first=0)
-        return with_tokens(routed, tokens + case.choice % 9).with_(dims=sizes)
+        return renormalized(case, tokens + case.choice % 9, E=40, El=40, k=8, I=16, Hd=16)
 
     return MIXTURE.cases(scale, dtype).map(fit)
 
@@ -91,12 +91,12 @@ def rows_in_rounds(scale: Scale, dtype: str) -> Cases:
 def many_experts(scale: Scale, dtype: str) -> Cases:
     """More experts than a block has threads, most of them without a token."""
     sizes = {"E": 1030, "El": 1030, "I": 4, "Hd": 8, "k": 2}
+    few, many = (20, 120) if scale is strategies.GPU else (20, 20)
 
     def fit(case: Case) -> Case:
         method = "renormalize" if case.options["method"] in ("llama4", "top_k") else case.options["method"]
-        many = scale is strategies.GPU and not is_plain(case)
         routed = moe_batches.routed(case, method, first=0)
-        return with_tokens(routed, (120 if many else 20) + case.choice % 9).with_(dims=sizes)
+        return with_tokens(routed, (few if is_plain(case) else many) + case.choice % 9).with_(dims=sizes)
 
     return MIXTURE.cases(scale, dtype).map(fit)
 
@@ -114,8 +114,7 @@ def decode_steps(scale: Scale, dtype: str) -> Cases:
         if few is None:
             return with_tokens(case, tokens)
         experts = min(128, max(4, case.dims["E"]))
-        sizes = {**case.dims, "E": experts, "El": experts, "k": few[1]}
-        return with_tokens(moe_batches.routed(case, "renormalize", first=0), few[0]).with_(dims=sizes)
+        return renormalized(case, few[0], E=experts, El=experts, k=few[1])
 
     chosen = strategies.weighted((3, st.none()), (1, few_places))
     return st.builds(fit, MIXTURE.cases(scale, dtype), some, chosen)

@@ -150,8 +150,7 @@ def _second_look(result: CellResult, plan: Plan) -> CellResult:
     try:
         again = IsolatedCell(replace(spec, examples=min(spec.examples, 200)), prop, plan.case_timeout).run()
     except RuntimeError as error:
-        failure.details += f"\n(not shrunk: {error})"
-        return result
+        again = CellResult(spec, "not_run", reason=str(error))
     if again.status == "not_run":
         failure.details += f"\n(not shrunk: {again.reason})"
         return result

@@ -31,7 +31,6 @@ from harness.pytest_plugin import CheckedCell
 from harness.subjects import registered, sibling
 
 OPERATOR = "moe"
-MIXTURE = moe_shapes.MIXTURE
 
 
 # -- the two halves ---------------------------------------------------------------------------------------------------
@@ -152,6 +151,13 @@ def many_experts_body(context: Context, case: Case) -> None:
     context.require_within_budget(context.run(batch), batch)
 
 
+def in_two_cases(
+    name: str, group: str, body: Callable[[Context, Case], None], strategy: Callable[..., Any]
+) -> Property:
+    """A property that two cases of a kind of their own show, whatever the dtype."""
+    return Property(name, group, body, examples=2, dtypes=("bfloat16",), strategy=strategy)
+
+
 two_steps = Property(
     "routed_then_experts", "relations", two_steps_body, dtypes=("bfloat16",), nothing_to_check=no_router
 )
@@ -161,34 +167,15 @@ slots_permuted = Property(
 nobody = Property(
     "places_without_an_expert", "relations", nobody_body, dtypes=("bfloat16",), nothing_to_check=no_router
 )
-far_experts = Property(
-    "experts_far_apart",
-    "memory",
-    far_experts_body,
-    examples=2,
-    dtypes=("bfloat16",),
-    strategy=moe_shapes.few_experts_apart,
-)
-crowd = Property(
-    "equivalence_of_many_experts",
-    "equivalence",
-    many_experts_body,
-    examples=2,
-    dtypes=("bfloat16",),
-    strategy=moe_shapes.many_experts,
-)
-rounds = Property(
-    "equivalence_of_many_rows",
-    "equivalence",
-    equivalence.equivalence_body,
-    examples=2,
-    dtypes=("bfloat16",),
-    strategy=moe_shapes.rows_in_rounds,
+far_experts = in_two_cases("experts_far_apart", "memory", far_experts_body, moe_shapes.few_experts_apart)
+crowd = in_two_cases("equivalence_of_many_experts", "equivalence", many_experts_body, moe_shapes.many_experts)
+rounds = in_two_cases(
+    "equivalence_of_many_rows", "equivalence", equivalence.equivalence_body, moe_shapes.rows_in_rounds
 )
 decode_steps = Property(
     "equivalence_of_decode_steps", "equivalence", equivalence.equivalence_body, 2.0, strategy=moe_shapes.decode_steps
 )
-published = equivalence.published(MIXTURE.published_cases)
+published = equivalence.published(moe_shapes.MIXTURE.published_cases)
 far_apart = placement.far_apart(moe_shapes.few_or_more_rows)
 stretched_axes = replace(views.stretched_axes(OPERATOR), strategy=moe_shapes.few_experts_apart)
 bad_arguments = replace(moe_routing_relations.bad_arguments, dtypes=("bfloat16",))
@@ -198,14 +185,7 @@ no_races_of_many_rows = replace(
     placement.no_races, name="no_races_of_many_rows", examples=2, dtypes=("bfloat16",), strategy=moe_shapes.every_launch
 )
 cold_equals_warm = replace(relations.cold_equals_warm, examples=1)
-working_memory = Property(
-    "bounded_working_memory",
-    "cost",
-    moe_cost.working_memory_body,
-    examples=2,
-    dtypes=("bfloat16",),
-    strategy=moe_shapes.many_rows,
-)
+working_memory = in_two_cases("bounded_working_memory", "cost", moe_cost.working_memory_body, moe_shapes.many_rows)
 
 PROPERTIES = (
     equivalence.equivalence,
