@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -134,33 +135,49 @@ def test_a_trial_whose_memory_ran_out_proves_nothing(tmp_path: Path) -> None:
     assert "--workers" in verdict.message
 
 
-@pytest.mark.parametrize("full", [False, True])
-def test_a_property_that_found_no_room_leaves_open_who_else_finds_it(
-    full: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    healthy, changed = "optimized.baselines:conv_update", "optimized.causal_conv:conv_update"
+CHANGED = "optimized.causal_conv:conv_update"
 
-    def finds(context: Context, _: Any) -> None:
-        if context.target == changed:
-            fail("over budget", "far off")
 
-    def other(*_: Any) -> None:
-        if full:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-
-    bodies = {"equivalence": finds, "repeated": other}
+def only(monkeypatch: pytest.MonkeyPatch, **bodies: Callable[..., None]) -> None:
+    """A trial of CHANGED meets these properties of conv_update, with other bodies, and no others."""
     planned = [
         schedule.Planned(
             replace(find_property("conv_update", name), body=body),
-            CellSpec("conv_update", "planted", changed, name, "cpu", "float32", 2, 0),
+            CellSpec("conv_update", "planted", CHANGED, name, "cpu", "float32", 2, 0),
         )
         for name, body in bodies.items()
     ]
     monkeypatch.setattr(schedule, "cells", lambda *_: iter(planned))
-    settings = Settings("cpu", 1, tmp_path, witnesses=2)
-    verdict = trial.run(replace(FAULT, operator="conv_update", subject=healthy), changed, settings)
+
+
+def full(*_: Any) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+@pytest.mark.parametrize("other", [full, lambda *_: None])
+def test_a_property_that_found_no_room_leaves_open_who_else_finds_it(
+    other: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def finds(context: Context, _: Any) -> None:
+        if context.target == CHANGED:
+            fail("over budget", "far off")
+
+    only(monkeypatch, equivalence=finds, repeated=other)
+    fault = replace(FAULT, operator="conv_update", subject="optimized.baselines:conv_update")
+    verdict = trial.run(fault, CHANGED, Settings("cpu", 1, tmp_path, witnesses=2))
     assert (verdict.status, [w.property for w in verdict.witnesses]) == ("killed", ["equivalence"])
-    assert verdict.exhausted is not full
+    assert verdict.exhausted is (other is not full)
+
+
+def test_a_kernel_that_is_none_stays_that_where_memory_ran_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refused(*_: Any) -> None:
+        fail("raised", "conv_update raised CompilationError at 3: no such thing")
+
+    only(monkeypatch, equivalence=full, repeated=refused)
+    generated = replace(FAULT, operator="conv_update", span=model.Span(1, 0, 1, 1))
+    verdict = trial.run(generated, CHANGED, Settings("cpu", 1, tmp_path))
+    assert verdict.status == "invalid"
+    assert "no valid kernel" in verdict.message
 
 
 def test_what_the_tier_cannot_see_is_said_and_does_not_count(tmp_path: Path) -> None:

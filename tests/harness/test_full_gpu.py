@@ -13,7 +13,7 @@ import torch
 from harness import cell, execution, operators, plan, strategies, verification
 from harness.cell import Cell, CellResult, CellSpec
 from harness.draws import draws
-from harness.execution import out_of_memory
+from harness.execution import DeviceLost, out_of_memory
 from harness.failure import fail
 from harness.isolation import IsolatedCell, find_property, record_of_crash
 from tests.harness.support import invoke, target
@@ -117,10 +117,18 @@ def test_what_has_failed_before_memory_ran_out_has_failed() -> None:
         fail("over budget", "two rows")
 
     result = Cell(spec, replace(prop, body=body)).run()
-    assert result.status == "failed"
+    assert (result.status, result.reason) == ("failed", "")
     assert result.failure is not None
     assert result.failure.message == "two rows"
     assert len(result.failure.case["sequences"]) == min(judged[:3])
+
+
+@pytest.mark.parametrize("name", ["equivalence", "bad_arguments"])
+def test_a_lost_device_is_no_full_one(name: str) -> None:
+    """Nothing can be judged on it any more, in no cell."""
+    spec, prop = of("device_lost", name)
+    with pytest.raises(DeviceLost, match="illegal memory access"):
+        Cell(spec, prop).run()
 
 
 def test_bad_arguments_find_no_room() -> None:
