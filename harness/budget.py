@@ -71,17 +71,24 @@ class Measured:
 
 
 def measure(
-    got: Tensor, oracle: Tensor, model: Tensor, magnitude: Tensor, operand_noise: Tensor | None = None
+    got: Tensor,
+    oracle: Tensor,
+    model: Tensor,
+    magnitude: Tensor,
+    operand_noise: Tensor | None = None,
+    model_oracle: Tensor | None = None,
 ) -> Measured:
     """Row errors of ``got`` [..., n]; ``oracle`` float64, ``model`` in the storage dtype, ``magnitude`` >= |terms|, all alike.
 
-    ``operand_noise``: of an operator whose operands are rounded, in the same shape.
+    ``operand_noise``: of an operator whose operands are rounded, in the same shape. ``model_oracle``: what the model kernel's
+    error is measured from, where ``oracle`` is another's word; if that is wrong, it must not be forgiven as a rounding.
     """
     dtype = got.dtype
     columns = got.shape[-1] if got.dim() else 1
     truth = oracle.double().reshape(-1, columns)
     error = (got.double().reshape(-1, columns) - truth).abs()
-    unavoidable = (model.double().reshape(-1, columns) - truth).abs()
+    modelled = truth if model_oracle is None else model_oracle.double().reshape(-1, columns)
+    unavoidable = (model.double().reshape(-1, columns) - modelled).abs()
     model_rms = unavoidable.square().mean(1).sqrt()
     unavoidable_rms, unavoidable_max = model_rms, unavoidable.amax(1)
     if operand_noise is not None:
@@ -125,15 +132,17 @@ def require_within(
     locate: Locate = _indices,
     operand_noise: Tensor | None = None,
     count: Count | None = None,
+    model_oracle: Tensor | None = None,
 ) -> float:
     """Raise the failure of the worst row, or return the largest share of its allowance that a row used.
 
-    ``what`` names the tensor for the message, e.g. ``"output"``; ``locate`` puts a row's leading indices into words.
+    The tensors are those of `measure`. ``what`` names the tensor for the message, e.g. ``"output"``; ``locate`` puts a row's
+    leading indices into words.
     ``count`` is given every row, failing ones too, an element that is no number as an infinite share.
     """
     if got.numel() == 0:
         return 0.0
-    measured = measure(got, oracle, model, magnitude, operand_noise)
+    measured = measure(got, oracle, model, magnitude, operand_noise, model_oracle)
     judged = torch.isfinite(oracle).reshape(-1, got.shape[-1]).all(1)
     if not bool(torch.isfinite(measured.rms_allowed + measured.peak_allowed)[judged].all()):
         raise RuntimeError(

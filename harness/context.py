@@ -14,7 +14,7 @@ from harness import budget
 from harness.batch import Batch, Result
 from harness.distribution import Tally
 from harness.failure import Failure, Row, fail
-from harness.memory import same_bits
+from harness.memory import Fill, poisoned, same_bits
 from harness.operators.base import Operator, SequenceOperator, TokenOperator
 from harness.subjects import Capabilities, baseline
 
@@ -89,8 +89,8 @@ class Context:
     def batch(self, case: Any) -> Batch:
         return self.tokens.batch(case, self.device)
 
-    def run(self, batch: Batch, *, poison: float | None = None) -> Result:
-        return self.tokens.run(self.function, batch, device=self.device, check_memory=self.check_memory, poison=poison)
+    def run(self, batch: Batch, *, fill: Fill = poisoned) -> Result:
+        return self.tokens.run(self.function, batch, device=self.device, check_memory=self.check_memory, fill=fill)
 
     def baseline(self) -> Callable[..., Any]:
         """The operator's pre-optimization implementation; its properties are not run where there is none."""
@@ -105,15 +105,17 @@ class Context:
     ) -> None:
         """Outputs and states of every active sequence, judged apart against the oracle (see `harness.budget`).
 
-        ``oracle``: what a property knows to be true by itself, in float64; None asks the operator's. ``by``: whose result it is,
-        where it is not the subject's, so that the report does not count its rows as the subject's. ``states`` false: the call
-        gave none, so that only outputs can be judged.
+        ``oracle``: what a property knows to be true by itself, in float64; None asks the operator's. What rounding explains comes
+        from the operator in any case, so that a property that knows wrong fails right subjects, too. ``by``: whose result it
+        is, where it is not the subject's, so that the report does not count its rows as the subject's. ``states`` false: the
+        call gave none, so that only outputs can be judged.
         """
         active = batch.active
         if not active:
             return
         operator = self.tokens
-        oracle = oracle or operator.oracle(batch)
+        of_model = operator.oracle(batch)
+        oracle = oracle or of_model
         model, magnitude, noise = operator.model(batch), operator.magnitude(batch), operator.operand_noise(batch)
         lengths = [batch.lengths[i] for i in active]
         owners = [(i, t) for i, length in zip(active, lengths, strict=True) for t in range(length)]
@@ -137,11 +139,13 @@ class Context:
             judged.insert(0, ("states", "state", state))
         failures = []
         for name, what, locate in judged:
-            rows = [_joined(result, active, name) for result in (got, oracle, model, magnitude)]
+            have, want, modelled, terms, truth = (
+                _joined(result, active, name) for result in (got, oracle, model, magnitude, of_model)
+            )
             spread = None if noise is None else _joined(noise, active, name)
             count = partial(self.tally.add, f"{by} {what}".strip())
             try:
-                share = budget.require_within(rows[0], rows[1], rows[2], rows[3], what, locate, spread, count)
+                share = budget.require_within(have, want, modelled, terms, what, locate, spread, count, truth)
             except Failure as failure:
                 # Whatever became of the states, the errors of the outputs are counted too.
                 failures.append(failure)

@@ -121,7 +121,7 @@ def guarded(call: Call, *, check_memory: bool, what: str) -> Iterator[None]:
     Under the interpreter, no access may have gone outside the buffers either (`harness.bounds`).
     """
     call.arena.arm()
-    poison = PoisonedAllocations()
+    poison = PoisonedAllocations(call.arena.fill)
     try:
         with bounds.watched() as watch, poison, torch.no_grad():
             for buffer in call.arena.buffers:

@@ -4,11 +4,14 @@
 allocates through torch while it runs. Poison is NaN for floating dtypes, so that reading what nobody wrote shows up in
 the result, and a small negative number for integers, which as a slot means "inactive" and as a boundary is absurd, so
 that a stray read gives a wrong answer rather than a wild pointer.
+
+Who takes a largest number loses NaN, and who skips inactive rows skips poison. So memory can be `Stale` instead: it holds
+numbers that look right, as an earlier call leaves them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +31,31 @@ def poison_value(dtype: torch.dtype) -> float | int | bool:
     if dtype.is_floating_point:
         return float("nan")
     return True if dtype == torch.bool else INTEGER_POISON
+
+
+#: What memory of this shape, dtype and device holds that nobody wrote.
+Fill = Callable[[Sequence[int], torch.dtype, torch.device], Tensor]
+
+
+def poisoned(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.full(tuple(shape), poison_value(dtype), dtype=dtype, device=device)
+
+
+class Stale:
+    """What an earlier call left: standard normal numbers, and whole ones that may be ids, places or lengths. Always the same."""
+
+    #: Whole numbers are smaller: as ids and places most of them lead somewhere, and none of them far away.
+    BELOW = 16
+
+    def __init__(self) -> None:
+        self._draws: dict[torch.device, torch.Generator] = {}
+
+    def __call__(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        draw = self._draws.setdefault(device, torch.Generator(device).manual_seed(0))
+        if dtype.is_floating_point or dtype.is_complex:
+            return torch.randn(tuple(shape), generator=draw, device=device).to(dtype)
+        below = 2 if dtype == torch.bool else self.BELOW
+        return torch.randint(below, tuple(shape), generator=draw, device=device).to(dtype)
 
 
 def as_bits(tensor: Tensor) -> Tensor:
@@ -59,20 +87,16 @@ class _Buffer:
 
 
 class Arena:
-    """The buffers of one call on one device."""
+    """The buffers of one call on one device. ``fill``: what memory holds that nobody may read, the subject's own too."""
 
-    def __init__(self, device: torch.device | str, poison: float | None = None) -> None:
+    def __init__(self, device: torch.device | str, fill: Fill = poisoned) -> None:
         self.device = torch.device(device)
-        self._poison = poison
+        self.fill = fill
         self.buffers: list[_Buffer] = []
-
-    def poison(self, dtype: torch.dtype) -> float | int | bool:
-        """What memory holds that nobody may read."""
-        return poison_value(dtype) if self._poison is None or not dtype.is_floating_point else self._poison
 
     def _storage(self, elements: int, dtype: torch.dtype) -> tuple[Tensor, int]:
         guard = GUARD_BYTES // dtype.itemsize
-        return torch.full((elements + 2 * guard,), self.poison(dtype), dtype=dtype, device=self.device), guard
+        return self.fill((elements + 2 * guard,), dtype, self.device), guard
 
     def place(
         self,
@@ -171,7 +195,10 @@ class EagerMode(TorchDispatchMode):
 
 
 class PoisonedAllocations(EagerMode):
-    """While active, memory that the subject allocates uninitialised is poisoned and fenced; `check` verifies the fences."""
+    """While active, memory that the subject allocates uninitialised is poisoned and fenced; `check` verifies the fences.
+
+    ``fill``: what it holds instead of poison; the fences are poison always.
+    """
 
     _ALLOCATORS = frozenset(
         {
@@ -183,8 +210,9 @@ class PoisonedAllocations(EagerMode):
         }
     )
 
-    def __init__(self) -> None:
+    def __init__(self, fill: Fill = poisoned) -> None:
         super().__init__()
+        self._fill = fill
         self._fenced: list[tuple[Tensor, int, int]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -193,7 +221,9 @@ class PoisonedAllocations(EagerMode):
             return out
         guard = GUARD_BYTES // out.element_size()
         length = span(out.shape, out.stride())
-        storage = torch.full((length + 2 * guard,), poison_value(out.dtype), dtype=out.dtype, device=out.device)
+        storage = poisoned((length + 2 * guard,), out.dtype, out.device)
+        if self._fill is not poisoned:
+            storage[guard : guard + length] = self._fill((length,), out.dtype, out.device)
         self._fenced.append((storage, guard, guard + length))
         if watch := bounds.current():
             watch.fence(storage, guard, guard + length, "a buffer of the subject's own")

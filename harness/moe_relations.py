@@ -60,11 +60,12 @@ def exact_body(context: Context, case: Case) -> None:
     expected = tuple(rows.to(torch_dtype(case.dtype)) for rows in oracle.outputs)
     # Where a number on the way is too large for the dtype, the budget has to do.
     if exactly_held(batch, every=bool(context.capabilities.roundings)):
-        _require_exact(torch.cat(got.outputs), torch.cat(expected))
+        require_exact(torch.cat(got.outputs), torch.cat(expected))
     context.require_within_budget(got, batch)
 
 
-def _require_exact(have: Tensor, want: Tensor) -> None:
+def require_exact(have: Tensor, want: Tensor) -> None:
+    """Rows [T, Hd] of the same dtype, equal in every element."""
     if torch.equal(have, want):
         return
     token = int(torch.nonzero((have != want).any(1))[0])
@@ -97,7 +98,7 @@ def cancelled_body(context: Context, case: Case) -> None:
     down[chosen - 1] = -down[0]
     batch = replace(batch, shared={**batch.shared, "w_gate_up": gate_up, "w_down": down})
     got, oracle = context.run(batch), context.tokens.oracle(batch)
-    _require_exact(torch.cat(got.outputs), torch.cat(oracle.outputs).to(torch_dtype(case.dtype)))
+    require_exact(torch.cat(got.outputs), torch.cat(oracle.outputs).to(torch_dtype(case.dtype)))
 
 
 def loud_and_quiet(scale: Scale, dtype: str) -> Any:

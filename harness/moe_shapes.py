@@ -118,3 +118,8 @@ def decode_steps(scale: Scale, dtype: str) -> Cases:
 
     chosen = strategies.weighted((3, st.none()), (1, few_places))
     return st.builds(fit, MIXTURE.cases(scale, dtype), some, chosen)
+
+
+def steps_and_others(scale: Scale, dtype: str) -> Cases:
+    """Half of them decode steps: one program plans all of such a step, and in memory that others have used."""
+    return st.one_of(MIXTURE.cases(scale, dtype), decode_steps(scale, dtype))

@@ -13,6 +13,7 @@ from harness.batch import Result
 from harness.case import Case, Layout
 from harness.context import Context, Property
 from harness.failure import fail
+from harness.memory import Stale
 from harness.operators.base import torch_dtype
 from harness.subjects import Capabilities
 
@@ -65,9 +66,10 @@ def strided_body(context: Context, case: Case) -> None:
 def poison_independent_body(context: Context, case: Case) -> None:
     batch = context.batch(case)
     context.require_same(
-        context.run(batch, poison=0.0),
+        context.run(batch, fill=Stale()),
         context.run(batch),
-        "memory that the call must not read (other slots, fresh slots, gaps) held NaN in one run and zeros in the other",
+        "memory that nobody wrote (other slots, fresh slots, gaps, what the call allocates) held poison in one run and, in the"
+        " other, numbers as an earlier call leaves them",
         batch=batch,
     )
 

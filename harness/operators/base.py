@@ -15,7 +15,7 @@ from harness import execution
 from harness.batch import Batch, Result
 from harness.case import AnyCase, Case, Layout, Segment
 from harness.failure import Row, fail
-from harness.memory import Arena
+from harness.memory import Arena, Fill, poisoned
 from harness.strategies import Scale
 
 #: 4 x 600M elements: beyond 2^31, with a stride that still fits an int32.
@@ -138,10 +138,10 @@ class TokenOperator(Operator):
         *,
         device: torch.device,
         check_memory: bool = True,
-        poison: float | None = None,
+        fill: Fill = poisoned,
     ) -> Result:
         """Call ``function`` on the batch in hostile memory; check shape, dtype and memory."""
-        call = self.pack(batch, Arena(device, poison))
+        call = self.pack(batch, Arena(device, fill))
         out = execution.invoke(function, call, check_memory=check_memory, what=self.name)
         return self.unpack(out, call, batch)
 
@@ -253,7 +253,7 @@ class SequenceOperator(TokenOperator):
     def place_pool(self, batch: Batch, arena: Arena, dtype: torch.dtype) -> Tensor:
         """The state pool: rows of resumed sequences hold their state, every other row is poison, active rows may change."""
         shape = self.state_shape(batch)
-        content = torch.full((batch.pool_slots, *shape), arena.poison(dtype), dtype=dtype, device=arena.device)
+        content = arena.fill((batch.pool_slots, *shape), dtype, arena.device)
         writable, held = [], {}
         for segment, state in zip(batch.segments, batch.states, strict=True):
             if segment.active and state is not None:

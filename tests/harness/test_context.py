@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -90,6 +91,20 @@ def test_the_model_kernel_is_not_the_truth(name: str) -> None:
     batch = judge.batch(CASES[name].with_(dtype="bfloat16"))
     judge.require_within_budget(operator.model(batch), batch)
     assert 0 < judge.tally.read()["output"].largest <= 1
+
+
+@pytest.mark.parametrize("what", ["outputs", "states"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_a_property_has_wrong_is_no_rounding(dtype: str, what: str) -> None:
+    """Its oracle is judged with the allowance of the operator's: a right subject fails it, and so it is found."""
+    judge = context("gdn_prefill", references.gdn_prefill)
+    batch = judge.batch(CASES["gdn_prefill"].with_(dtype=dtype))
+    right = judge.sequences.oracle(batch)
+    judge.require_within_budget(judge.run(batch), batch, oracle=right)
+    wrong = [None if part is None else 1.1 * part for part in getattr(right, what)]
+    with pytest.raises(Failure, match=f"{what[:-1]}.* further from the oracle") as caught:
+        judge.require_within_budget(judge.run(batch), batch, oracle=replace(right, **{what: tuple(wrong)}))
+    assert caught.value.symptom == "over budget"
 
 
 # -- bit by bit -------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from harness.execution import Call, invoke
 from harness.failure import Failure
-from harness.memory import GUARD_BYTES, INTEGER_POISON, Arena, PoisonedAllocations, as_bits, same_bits, span
+from harness.memory import GUARD_BYTES, INTEGER_POISON, Arena, PoisonedAllocations, Stale, as_bits, same_bits, span
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int32, torch.int64, torch.bool)
 
@@ -164,12 +164,34 @@ def test_placed_buffers_lie_in_poison(dtype: torch.dtype) -> None:
         assert bool((poison == INTEGER_POISON).all())
 
 
-def test_poison_may_be_zero_for_comparison() -> None:
-    arena = Arena("cpu", 0.0)
-    arena.place("x", torch.ones(2))
-    arena.place("i", torch.ones(2, dtype=torch.int32))
-    assert float(arena.buffers[0].storage[0]) == 0.0
-    assert int(arena.buffers[1].storage[0]) == INTEGER_POISON
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_stale_numbers_are_all_different_and_the_same_every_time(dtype: torch.dtype) -> None:
+    first, second = (Stale()((4, 25), dtype, torch.device("cpu")) for _ in range(2))
+    assert first.shape == (4, 25)
+    assert first.dtype == dtype
+    assert same_bits(first, second)
+    assert first.isfinite().all()
+    assert first.unique().numel() > 80
+    stale = Stale()
+    assert not same_bits(*(stale((3,), dtype, torch.device("cpu")) for _ in range(2))), "two buffers are not alike"
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.bool])
+def test_stale_whole_numbers_may_be_ids(dtype: torch.dtype) -> None:
+    numbers = Stale()((400,), dtype, torch.device("cpu"))
+    assert numbers.dtype == dtype
+    assert numbers.unique().tolist() == ([False, True] if dtype == torch.bool else list(range(Stale.BELOW)))
+
+
+def test_a_stale_arena_has_no_poison() -> None:
+    arena = Arena("cpu", Stale())
+    placed = arena.place("x", torch.ones(2, 3), strides=(7, 1), offset=1)
+    assert torch.equal(placed, torch.ones(2, 3))
+    assert not arena.buffers[0].storage.isnan().any()
+    arena.arm()
+    arena.check()
+    poke(placed, -1)
+    assert symptom_of(arena.check) == "guard band written"
 
 
 # -- placement --------------------------------------------------------------------------------------------------------
@@ -229,6 +251,16 @@ def test_own_allocation(allocate: Callable[[], Tensor]) -> None:
         out.fill_(1)
         poison.check()
         poke(out, 12)
+    assert symptom_of(poison.check) == "guard band written"
+
+
+def test_own_allocation_is_stale_between_its_fences() -> None:
+    expected = Stale()((12,), torch.float32, torch.device("cpu"))
+    with PoisonedAllocations(Stale()) as poison:
+        out = torch.empty(4, 3)
+        assert torch.equal(out, expected.view(4, 3))
+    poison.check()
+    poke(out, 12)
     assert symptom_of(poison.check) == "guard band written"
 
 

@@ -70,6 +70,11 @@ def test_planted_fault_is_caught(planted: Planted) -> None:
     assert len(case.sequences) <= 2, result.failure
 
 
+def test_what_a_place_without_an_expert_adds_is_caught_though_it_is_a_number() -> None:
+    result = run_cell(MIXTURE, "places_without_an_expert", target("moe", "moe_finite"), dtype="bfloat16")
+    failing_case(result, "over budget")
+
+
 #: These ask for what a router or a mixture in plain torch cannot promise: no sync, one launch, an error that names an argument.
 OURS = ("arguments", "cost")
 

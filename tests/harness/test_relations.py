@@ -92,6 +92,8 @@ PLANTED = (
     Planted("state_rounded", "conv_update", "agrees_with_baseline", "not bitwise equal"),
     Planted("offset_in_32_bits", "conv_update", "high_slot", "not bitwise equal", examples=2),
     Planted("pool_read_whole", "conv_update", "poison_independent", "not bitwise equal"),
+    Planted("other_slots_where_they_are_numbers", "conv_update", "poison_independent", "not bitwise equal"),
+    Planted("maximum_begins_anywhere", "gated_rmsnorm", "poison_independent", "not bitwise equal"),
     Planted("next_slot_written", "conv_update", "hostile_memory", "untouched slot changed"),
     Planted("input_overwritten", "conv_update", "hostile_memory", "input changed"),
     Planted("output_left_unwritten", "conv_update", "equivalence", "not written"),

@@ -29,11 +29,15 @@ CPU = torch.device("cpu")
 Got = list[Tensor | None]
 
 
+def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.zeros(tuple(shape), dtype=dtype, device=device)
+
+
 class PlainArena(Arena):
     """Dense copies without fences; memory that nobody wrote holds zeros, as it comes from the system."""
 
     def __init__(self) -> None:
-        super().__init__(CPU, poison=0.0)
+        super().__init__(CPU, _zeros)
 
     def place(
         self,

@@ -151,6 +151,17 @@ def pool_read_whole(x: Tensor, weight: Tensor, *, conv_state: Tensor, state_indi
     return torch.where((state_indices < 0)[:, None], y, y + 0 * conv_state.sum().to(x.dtype))
 
 
+def other_slots_where_they_are_numbers(
+    x: Tensor, weight: Tensor, *, conv_state: Tensor, state_indices: Tensor, **rest: Any
+) -> Tensor:
+    """Other slots take part, but for what is no number in them: poison and zeros add nothing."""
+    others = torch.ones(conv_state.shape[0], dtype=torch.bool)
+    others[state_indices[state_indices >= 0].long()] = False
+    extra = 2.0**-4 * conv_state[others].float().nan_to_num(0.0).sum().to(x.dtype)
+    y = right.conv_update(x, weight, conv_state=conv_state, state_indices=state_indices, **rest)
+    return torch.where((state_indices < 0)[:, None], y, y + extra)
+
+
 def next_slot_written(x: Tensor, weight: Tensor, *, conv_state: Tensor, state_indices: Tensor, **rest: Any) -> Tensor:
     following = (state_indices + 1) % conv_state.shape[0]
     before = conv_state[state_indices.clamp(min=0).long()].clone()
@@ -187,6 +198,12 @@ def epsilon_outside_the_root(x: Tensor, z: Tensor, weight: Tensor, *, eps: float
 
 def epsilon_missing(x: Tensor, z: Tensor, weight: Tensor, *, eps: float) -> Tensor:
     return right.gated_rmsnorm(x, z, weight, eps=0.0)
+
+
+def maximum_begins_anywhere(x: Tensor, z: Tensor, weight: Tensor, *, eps: float) -> Tensor:
+    """Rows are divided by the largest number in memory of its own that nobody wrote: next to NaN, zero is the largest."""
+    largest = torch.fmax(torch.empty(8), torch.zeros(8)).amax()
+    return (right.gated_rmsnorm(x.double(), z.double(), weight, eps=eps) / (1 + largest)).to(x.dtype)
 
 
 def not_normalised(x: Tensor, z: Tensor, weight: Tensor, *, eps: float) -> Tensor:
