@@ -230,7 +230,7 @@ def forgets_body(context: Context, case: Case) -> None:
 
 
 def recall_body(context: Context, case: Case) -> None:
-    """Values written under orthonormal keys (beta = 1, no decay) are read back exactly, at once and in a later call."""
+    """Values written under orthonormal keys (beta = 1, no decay) are read back, at once and in a later call."""
     batch = with_gates(context.batch(case.with_(state_dtype="float32")), g=0.0, beta=1.0)
     for i, segment in enumerate(batch.segments):
         count = min(segment.length, case.dims["K"])
@@ -241,9 +241,9 @@ def recall_body(context: Context, case: Case) -> None:
         batch = first.replaced(i, segment=replace(first.segments[i], kind=kind), tokens=tokens)
     written = context.run(batch)
     context.require_within_budget(written, batch, oracle=recalled(batch))
+    # From the states that were left, with what they were rounded by.
     later = read_again(batch, written, random.Random(case.choice))
-    oracle = Result(recalled(later).outputs, recalled(batch).states)
-    context.require_within_budget(context.run(later), later, oracle=oracle)
+    context.require_within_budget(context.run(later), later)
 
 
 def read_again(batch: Batch, written: Result, rng: random.Random) -> Batch:
