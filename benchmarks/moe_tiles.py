@@ -61,9 +61,9 @@ def candidates(launch: Launch) -> Iterator[tuple[str, Launch]]:
             yield "down", launch._replace(down=blocks)
     for tile in (16, 32, 64, 128):
         if tile != launch.tile:
-            yield "tile", launch._replace(tile=tile)
+            yield "tile", launch._replace(tile=tile, tail=min(launch.tail, tile // 2))
     if launch.tile >= 64:
-        yield "tile", launch._replace(halves=not launch.halves)
+        yield "tile", launch._replace(tail=0 if launch.tail else launch.tile // 2)
     if launch.tile == 16:
         yield "tile", moe_launches.row_by_row(2048, 512, 8, exact=False, interpreted=False)
 
@@ -137,7 +137,7 @@ def main() -> None:
             for wanted in ("gate_up", "down", "tile"):
                 best = sorted((f for f in found if f[1] == wanted), key=lambda f: f[0])[:4]
                 for took, what, launch in best:
-                    part = f"tile={launch.tile}, halves={launch.halves}" if what == "tile" else getattr(launch, what)
+                    part = f"tile={launch.tile}, tail={launch.tail}" if what == "tile" else getattr(launch, what)
                     print(f"  {took:9.1f} us  {what}: {part}")
             # The best of each together.
             best_of = {

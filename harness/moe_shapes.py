@@ -35,8 +35,11 @@ def renormalized(case: Case, tokens: int, **sizes: int) -> Case:
 
 
 def few_experts_apart(scale: Scale, dtype: str) -> Cases:
-    """Three experts, each token through all of them: with two, a stride itself would need more than 31 bits."""
-    few, many = (4, 40) if scale is strategies.GPU else (2, 4)
+    """Three experts, each token through all of them: with two, a stride itself would need more than 31 bits.
+
+    Of many tokens, each expert has somewhat more than the largest tiles have rows.
+    """
+    few, many = (4, 140) if scale is strategies.GPU else (2, 40)
 
     def fit(case: Case) -> Case:
         # Whole multiples of 16: others would have a reason to be copied first.
@@ -101,16 +104,27 @@ def many_experts(scale: Scale, dtype: str) -> Cases:
     return MIXTURE.cases(scale, dtype).map(fit)
 
 
+def a_few_more_than_a_tile(scale: Scale, dtype: str) -> Cases:
+    """Three experts with somewhat more rows each than the largest tiles have, of tokens wider than any block."""
+    most = 128 if scale is strategies.GPU else 32
+    wide = st.sampled_from((256, 272, 131))
+    tokens = st.integers(3 * most, 5 * most)
+
+    def fit(case: Case, tokens: int, hidden: int) -> Case:
+        return renormalized(case, tokens, E=3, El=3, k=1, I=24, Hd=hidden)
+
+    return st.builds(fit, MIXTURE.cases(scale, dtype), tokens, wide)
+
+
 def decode_steps(scale: Scale, dtype: str) -> Cases:
     """1 to 64 tokens in all, as steps have in which every request decodes: any lengths seldom add up to so few.
 
-    Every other one has more places than any kernel computes one by one, fewer than a block has threads, and 16 to 128 experts: where
+    Two in three have more places than any kernel computes one by one, fewer than a block has threads, and 16 to 128 experts: where
     a sum over them was miscompiled, it was for some of these numbers of experts.
     """
     some = strategies.weighted((1, st.integers(1, 8)), (2, st.integers(9, 17)), (2, st.integers(18, 64)))
-    few_places = st.tuples(st.integers(7, 16), st.integers(3, 8), st.sampled_from((16, 32, 32, 64, 64, 128))).filter(
-        lambda chosen: 32 < chosen[0] * chosen[1] <= 128
-    )
+    places, experts = st.sampled_from((6, 5, 8, 7, 4, 3)), st.sampled_from((64, 32, 64, 32, 16, 128))
+    few_places = st.tuples(st.integers(7, 16), places, experts).filter(lambda few: 32 < few[0] * few[1] <= 128)
 
     def fit(case: Case, tokens: int, few: tuple[int, int, int] | None) -> Case:
         if few is None:
@@ -118,7 +132,7 @@ def decode_steps(scale: Scale, dtype: str) -> Cases:
         tokens, places, experts = few
         return renormalized(case, tokens, E=experts, El=experts, k=places)
 
-    chosen = strategies.weighted((1, st.none()), (1, few_places))
+    chosen = strategies.weighted((1, st.none()), (2, few_places))
     return st.builds(fit, MIXTURE.cases(scale, dtype), some, chosen)
 
 

@@ -277,7 +277,7 @@ def _tiled(
             **arguments,
         )
     else:
-        sort(expert_ids, order, tiles, num_tiles, expert_offset, experts, launch.tile)
+        sort(expert_ids, order, tiles, num_tiles, expert_offset, experts, launch.tile, launch.tail)
     products = "ieee"  # of float32; numbers of 16 bits go to the matrix units as they are
     gate_up, down = launch.gate_up, launch.down
     grouped_gate_up_kernel[(most_tiles * triton.cdiv(size, gate_up.columns),)](
@@ -294,7 +294,7 @@ def _tiled(
         *w_gate_up.stride(),
         inner.stride(0),
         TILE=launch.tile,
-        HALVES=launch.halves,
+        TAIL=launch.tail,
         COLUMNS=gate_up.columns,
         DEPTH=gate_up.depth,
         EVEN_COLUMNS=size % gate_up.columns == 0,
@@ -318,7 +318,7 @@ def _tiled(
         inner.stride(0),
         *w_down.stride(),
         TILE=launch.tile,
-        HALVES=launch.halves,
+        TAIL=launch.tail,
         COLUMNS=down.columns,
         DEPTH=down.depth,
         EVEN_COLUMNS=hidden % down.columns == 0,

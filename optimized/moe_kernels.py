@@ -25,6 +25,39 @@ def _line(tiles, num_tiles, tile):
 
 
 @triton.jit
+def _tokens(x, order, position, end, top_k, stride_xt):
+    """Where the tokens at these positions begin."""
+    # A place without a row repeats the tile's last one; nobody reads what becomes of it.
+    token = tl.load(order + tl.minimum(position, end - 1)) // top_k
+    return x + token.to(tl.int64)[:, None] * stride_xt
+
+
+@triton.jit
+def _write_inner(
+    both,
+    inner,
+    position,
+    end,
+    first_column,
+    size,
+    stride_inner,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    EVEN_COLUMNS: tl.constexpr,
+    PTX: tl.constexpr,
+):
+    """inner[position, column] of the product of both halves, [ROWS, 2 COLUMNS]."""
+    gate, up = tl.split(tl.reshape(both, (ROWS, COLUMNS, 2)))
+    out = functions.silu(gate, PTX) * up
+    column = first_column + tl.arange(0, COLUMNS)
+    mask = position[:, None] < end
+    if not EVEN_COLUMNS:
+        mask &= column[None, :] < size
+    pointers = inner + position.to(tl.int64)[:, None] * stride_inner + column[None, :]
+    tl.store(pointers, out.to(inner.dtype.element_ty), mask=mask)
+
+
+@triton.jit
 def _gate_up_rows(
     x,
     weights_of_expert,
@@ -42,6 +75,7 @@ def _gate_up_rows(
     stride_wk,
     stride_inner,
     ROWS: tl.constexpr,
+    TAIL: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
     EVEN_COLUMNS: tl.constexpr,
@@ -49,42 +83,49 @@ def _gate_up_rows(
     PRODUCTS: tl.constexpr,
     PTX: tl.constexpr,
 ):
-    """inner[position, column] of the positions from `first` up to and without `end`, which are at most ROWS.
+    """inner[position, column] of the positions from `first` up to and without `end`, which are at most ROWS + TAIL.
 
     One product for both halves, an up column behind each gate column: the tokens are read once for both, and a pair of
-    columns is in one thread.
+    columns is in one thread. The weights are read once for the first ROWS and the TAIL behind them.
     """
-    position = first + tl.arange(0, ROWS)
-    # A place without a row repeats the tile's last one; nobody reads what becomes of it.
-    token = tl.load(order + tl.minimum(position, end - 1)) // top_k
     pair = tl.arange(0, 2 * COLUMNS)
     weight_row = first_column + pair // 2
     if not EVEN_COLUMNS:
         weight_row = tl.minimum(weight_row, size - 1)
     weight_row += pair % 2 * size
     k = tl.arange(0, DEPTH)
-    tokens = x + token.to(tl.int64)[:, None] * stride_xt + k[None, :] * stride_xd
     weights = weights_of_expert + weight_row[:, None] * stride_wn + k[None, :] * stride_wk
+    position = first + tl.arange(0, ROWS)
+    tokens = _tokens(x, order, position, end, top_k, stride_xt) + k[None, :] * stride_xd
     both = tl.zeros((ROWS, 2 * COLUMNS), tl.float32)
+    behind, tokens_behind, both_behind = position, tokens, both
+    if TAIL:
+        behind = first + ROWS + tl.arange(0, TAIL)
+        tokens_behind = _tokens(x, order, behind, end, top_k, stride_xt) + k[None, :] * stride_xd
+        both_behind = tl.zeros((TAIL, 2 * COLUMNS), tl.float32)
     for start in range(0, hidden, DEPTH):
+        left = k[None, :] < hidden - start
         if EVEN_DEPTH:
             a = tl.load(tokens)
             w = tl.load(weights)
         else:
-            left = k[None, :] < hidden - start
             a = tl.load(tokens, mask=left, other=0.0)
             w = tl.load(weights, mask=left, other=0.0)
         both = tl.dot(a, tl.trans(w), both, input_precision=PRODUCTS)
+        if TAIL:
+            if EVEN_DEPTH:
+                a_behind = tl.load(tokens_behind)
+            else:
+                a_behind = tl.load(tokens_behind, mask=left, other=0.0)
+            both_behind = tl.dot(a_behind, tl.trans(w), both_behind, input_precision=PRODUCTS)
+            tokens_behind += DEPTH * stride_xd
         tokens += DEPTH * stride_xd
         weights += DEPTH * stride_wk
-    gate, up = tl.split(tl.reshape(both, (ROWS, COLUMNS, 2)))
-    out = functions.silu(gate, PTX) * up
-    column = first_column + tl.arange(0, COLUMNS)
-    mask = position[:, None] < end
-    if not EVEN_COLUMNS:
-        mask &= column[None, :] < size
-    pointers = inner + position.to(tl.int64)[:, None] * stride_inner + column[None, :]
-    tl.store(pointers, out.to(inner.dtype.element_ty), mask=mask)
+    _write_inner(both, inner, position, end, first_column, size, stride_inner, ROWS, COLUMNS, EVEN_COLUMNS, PTX)
+    if TAIL:
+        _write_inner(
+            both_behind, inner, behind, end, first_column, size, stride_inner, TAIL, COLUMNS, EVEN_COLUMNS, PTX
+        )
 
 
 @triton.jit
@@ -105,7 +146,7 @@ def grouped_gate_up_kernel(
     stride_wk,
     stride_inner,
     TILE: tl.constexpr,
-    HALVES: tl.constexpr,
+    TAIL: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
     EVEN_COLUMNS: tl.constexpr,
@@ -115,7 +156,8 @@ def grouped_gate_up_kernel(
 ):
     """inner[position, column] of one tile's rows and COLUMNS columns. Neighbouring programs share the tile's tokens.
 
-    HALVES: a tile that is at most half full, as an expert's last one often is, is computed as half a tile.
+    An expert's last tile has up to TAIL rows more than TILE, for which its weights are not read again; if it has no more than
+    TAIL in all, it is computed as a tile of so many.
     """
     column_blocks = tl.cdiv(size, COLUMNS)
     tile = tl.program_id(0) // column_blocks
@@ -124,18 +166,25 @@ def grouped_gate_up_kernel(
         return
     column = (tl.program_id(0) % column_blocks) * COLUMNS
     weights_of_expert = w_gate_up + expert * stride_we
-    if HALVES:  # noqa: SIM102 - joined, both would be compiled for every tile
-        if end - first <= TILE // 2:
+    if TAIL:
+        if end - first <= TAIL:
             _gate_up_rows(
                 x, weights_of_expert, order, inner, first, end, column, hidden, size, top_k,
                 stride_xt, stride_xd, stride_wn, stride_wk, stride_inner,
-                TILE // 2, COLUMNS, DEPTH, EVEN_COLUMNS, EVEN_DEPTH, PRODUCTS, PTX,
+                TAIL, 0, COLUMNS, DEPTH, EVEN_COLUMNS, EVEN_DEPTH, PRODUCTS, PTX,
+            )  # fmt: skip
+            return
+        if end - first > TILE:
+            _gate_up_rows(
+                x, weights_of_expert, order, inner, first, end, column, hidden, size, top_k,
+                stride_xt, stride_xd, stride_wn, stride_wk, stride_inner,
+                TILE, TAIL, COLUMNS, DEPTH, EVEN_COLUMNS, EVEN_DEPTH, PRODUCTS, PTX,
             )  # fmt: skip
             return
     _gate_up_rows(
         x, weights_of_expert, order, inner, first, end, column, hidden, size, top_k,
         stride_xt, stride_xd, stride_wn, stride_wk, stride_inner,
-        TILE, COLUMNS, DEPTH, EVEN_COLUMNS, EVEN_DEPTH, PRODUCTS, PTX,
+        TILE, 0, COLUMNS, DEPTH, EVEN_COLUMNS, EVEN_DEPTH, PRODUCTS, PTX,
     )  # fmt: skip
 
 
@@ -209,14 +258,17 @@ def grouped_down_kernel(
     stride_wn,
     stride_wk,
     TILE: tl.constexpr,
-    HALVES: tl.constexpr,
+    TAIL: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
     EVEN_COLUMNS: tl.constexpr,
     EVEN_DEPTH: tl.constexpr,
     PRODUCTS: tl.constexpr,
 ):
-    """parts[row, column], what a token's expert adds to it, of one tile's rows and COLUMNS columns; HALVES as above."""
+    """parts[row, column], what a token's expert adds to it, of one tile's rows and COLUMNS columns.
+
+    TAIL: as in `grouped_gate_up_kernel`; the rows behind TILE are a product of their own here, which is no slower.
+    """
     column_blocks = tl.cdiv(hidden, COLUMNS)
     tile = tl.program_id(0) // column_blocks
     many, expert, first, end = _line(tiles, num_tiles, tile)
@@ -224,13 +276,16 @@ def grouped_down_kernel(
         return
     column = (tl.program_id(0) % column_blocks) * COLUMNS + tl.arange(0, COLUMNS)
     weights_of_expert = w_down + expert * stride_we
-    if HALVES:  # noqa: SIM102 - joined, both would be compiled for every tile
-        if end - first <= TILE // 2:
+    if TAIL:
+        behind = first if end - first <= TAIL else first + TILE
+        if behind < end:
             _down_rows(
-                inner, weights_of_expert, weights, order, parts, first, end, column, hidden, size,
-                stride_inner, stride_wn, stride_wk, TILE // 2, COLUMNS, DEPTH, EVEN_COLUMNS, EVEN_DEPTH, PRODUCTS,
+                inner, weights_of_expert, weights, order, parts, behind, end, column, hidden, size,
+                stride_inner, stride_wn, stride_wk, TAIL, COLUMNS, DEPTH, EVEN_COLUMNS, EVEN_DEPTH, PRODUCTS,
             )  # fmt: skip
+        if behind == first:
             return
+        end = tl.minimum(end, behind)
     _down_rows(
         inner, weights_of_expert, weights, order, parts, first, end, column, hidden, size,
         stride_inner, stride_wn, stride_wk, TILE, COLUMNS, DEPTH, EVEN_COLUMNS, EVEN_DEPTH, PRODUCTS,

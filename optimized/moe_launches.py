@@ -24,14 +24,15 @@ class Launch(NamedTuple):
     """How the kernels are launched.
 
     tile: rows of a tile; 0: row by row. gate_up, down: of the two products. parts: the dtype in which a token's parts wait to
-    be added up; None: float32. halves: whether tiles that are at most half full are computed as half a tile.
+    be added up; None: float32. tail: so many rows of an expert at most that no tile is left for are computed with its last tile,
+    whose weights then serve them, too; 0: they have a tile of their own.
     """
 
     tile: int
     gate_up: Blocks
     down: Blocks
     parts: torch.dtype | None = None
-    halves: bool = False
+    tail: int = 0
 
 
 #: Up to so many rows are computed one by one: then hardly two of them have an expert in common. The interpreter pays per
@@ -60,8 +61,8 @@ TILED_ELSEWHERE = (
     (48, Launch(64, Blocks(64, 64, 4, 4), Blocks(128, 64, 8, 4))),
 )
 LARGEST = {
-    9: Launch(128, Blocks(128, 64, 8, 4), Blocks(256, 64, 8, 4), halves=True),
-    10: Launch(128, Blocks(128, 64, 8, 4), Blocks(256, 64, 8, 4), halves=True),
+    9: Launch(128, Blocks(128, 64, 8, 3), Blocks(256, 64, 8, 4), tail=64),
+    10: Launch(128, Blocks(128, 64, 8, 3), Blocks(256, 64, 8, 4), tail=64),
 }
 # From so many rows an expert on, reading and writing the parts in float32 would take up to a fifth of the time.
 MANY_ROWS_AN_EXPERT = 24
@@ -81,7 +82,7 @@ def launch_for(
     if device.type == "cpu":
         # The interpreter pays per operation.
         wide = [min(128, max(16, triton.next_power_of_2(n))) for n in (size, hidden)]
-        return Launch(32, Blocks(wide[0], wide[1], 4, 1), Blocks(wide[1], wide[0], 4, 1), halves=True)
+        return Launch(32, Blocks(wide[0], wide[1], 4, 1), Blocks(wide[1], wide[0], 4, 1), tail=16)
     each = rows / max(1, experts)
     if exact:
         return EXACT if each <= 16 else EXACT_MANY

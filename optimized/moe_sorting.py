@@ -19,9 +19,19 @@ BLOCKS_A_ROUND = 256
 
 
 def sort(
-    expert_ids: Tensor, order: Tensor, tiles: Tensor, num_tiles: Tensor, expert_offset: int, experts: int, tile: int
+    expert_ids: Tensor,
+    order: Tensor,
+    tiles: Tensor,
+    num_tiles: Tensor,
+    expert_offset: int,
+    experts: int,
+    tile: int,
+    tail: int,
 ) -> None:
-    """Write which rows make up which tile, in one launch while every program can count all rows, else in three."""
+    """Write which rows make up which tile, in one launch while every program can count all rows, else in three.
+
+    tile, tail: see `moe_launches.Launch`.
+    """
     rows, bins = expert_ids.numel(), triton.next_power_of_2(experts)
     interpreted = expert_ids.device.type == "cpu"
     if rows <= (_ROWS_COUNTED_BY_ALL_INTERPRETED if interpreted else _ROWS_COUNTED_BY_ALL):
@@ -35,6 +45,7 @@ def sort(
             expert_offset,
             experts,
             TILE=tile,
+            TAIL=tail,
             BLOCK=block,
             CHUNK=1024,
             BINS=bins,
@@ -58,6 +69,7 @@ def sort(
         expert_offset,
         experts,
         TILE=tile,
+        TAIL=tail,
         BLOCK=block,
         BINS=bins,
         num_warps=2,

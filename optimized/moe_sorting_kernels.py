@@ -1,9 +1,9 @@
 """Rows by expert: which rows of the batch make up which tile of the grouped products, found on the device.
 
 A *row* is a token at one of its k places, t * k + j. Rows of an expert that is here get neighbouring *positions*, experts in
-order and rows in order within an expert; each expert's positions are cut into tiles of at most TILE, of which a line of
-`tiles` names the expert (its number here), the first position and the end. Counting does it: no atomics, so the same
-ids give the same positions always, and a sum over a tile's rows meets them in one order.
+order and rows in order within an expert; each expert's positions are cut into tiles of at most TILE (the last of several: TAIL
+more), of which a line of `tiles` names the expert (its number here), the first position and the end. Counting does it: no
+atomics, so the same ids give the same positions always, and a sum over a tile's rows meets them in one order.
 """
 
 from __future__ import annotations
@@ -44,14 +44,15 @@ def _place(expert_ids, order, begins, first, rows, expert_offset, experts, BLOCK
 
 
 @triton.jit
-def _write_tiles(tiles, num_tiles, starts, total, TILE: tl.constexpr):
-    """Cut each expert's positions, total[e] from starts[e] on, into tiles."""
+def _write_tiles(tiles, num_tiles, starts, total, TILE: tl.constexpr, TAIL: tl.constexpr):
+    """Cut each expert's positions, total[e] from starts[e] on, into tiles; up to TAIL that are left are the last tile's, too."""
     count = (total + (TILE - 1)) // TILE
+    count -= ((count > 1) & (total - (count - 1) * TILE <= TAIL)).to(tl.int32)
     tile = tl.cumsum(count, 0) - count
     tl.store(num_tiles, tl.max(tile + count, axis=0))
     for n in range(tl.max(count, axis=0)):
         begin = starts + n * TILE
-        end = tl.minimum(begin + TILE, starts + total)
+        end = tl.where(n == count - 1, starts + total, begin + TILE)
         _write_tile(tiles, tile + n, tl.arange(0, total.shape[0]), begin, end, n < count)
 
 
@@ -65,6 +66,7 @@ def sort_kernel(
     expert_offset,
     experts,
     TILE: tl.constexpr,
+    TAIL: tl.constexpr,
     BLOCK: tl.constexpr,
     CHUNK: tl.constexpr,
     BINS: tl.constexpr,
@@ -83,7 +85,7 @@ def sort_kernel(
     starts = tl.cumsum(total, 0) - total
     _place(expert_ids, order, starts + before, first, rows, expert_offset, experts, BLOCK)
     if first == 0:
-        _write_tiles(tiles, num_tiles, starts, total, TILE)
+        _write_tiles(tiles, num_tiles, starts, total, TILE, TAIL)
 
 
 @triton.jit(do_not_specialize=["rows", "expert_offset", "experts"])
@@ -128,6 +130,7 @@ def place_kernel(
     expert_offset,
     experts,
     TILE: tl.constexpr,
+    TAIL: tl.constexpr,
     BLOCK: tl.constexpr,
     BINS: tl.constexpr,
 ):
@@ -138,7 +141,7 @@ def place_kernel(
     expert_begins = tl.cumsum(total, 0) - total
     _place(expert_ids, order, expert_begins + before, tl.program_id(0) * BLOCK, rows, expert_offset, experts, BLOCK)
     if tl.program_id(0) == 0:
-        _write_tiles(tiles, num_tiles, expert_begins, total, TILE)
+        _write_tiles(tiles, num_tiles, expert_begins, total, TILE, TAIL)
 
 
 @triton.jit(do_not_specialize=["tokens", "expert_offset", "experts"])

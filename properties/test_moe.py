@@ -182,6 +182,9 @@ crowd = in_two_cases("equivalence_of_many_experts", "equivalence", many_experts_
 rounds = in_two_cases(
     "equivalence_of_many_rows", "equivalence", equivalence.equivalence_body, moe_shapes.rows_in_rounds
 )
+tails = Property(
+    "equivalence_of_tails", "equivalence", equivalence.equivalence_body, 0.5, strategy=moe_shapes.a_few_more_than_a_tile
+)
 decode_steps = Property(
     "equivalence_of_decode_steps", "equivalence", equivalence.equivalence_body, 2.0, strategy=moe_shapes.decode_steps
 )
@@ -204,6 +207,7 @@ PROPERTIES = (
     crowd,
     rounds,
     decode_steps,
+    tails,
     published,
     moe_cost.unread,
     working_memory,

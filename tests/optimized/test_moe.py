@@ -5,6 +5,7 @@ On a CUDA device where there is one, under Triton's interpreter otherwise. The w
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -60,9 +61,9 @@ def assert_rows(got: Tensor, expected: Tensor, weights: Tensor) -> None:
     assert (error <= allowed * scale).all(), f"rows {torch.nonzero(error > allowed * scale).flatten().tolist()}"
 
 
-def tile_edges(tile: int, top_k: int) -> Tensor:
-    """Ids [T, k] that give experts 0 to 3 none, a tile, a row more and a row less; the rest of the places are elsewhere."""
-    counts = [0, tile, tile + 1, max(1, tile - 1)]
+def tile_edges(tile: int, tail: int, top_k: int) -> Tensor:
+    """Ids [T, k] that give experts 0 to 6 rows at the edges of a tile and of its tail; the rest of the places are elsewhere."""
+    counts = [0, tile, tile + 1, max(1, tile - 1), tail, tile + tail, tile + tail + 1]
     ids = torch.cat([torch.full((count,), expert) for expert, count in enumerate(counts)])
     ids = torch.cat([ids, torch.full((-len(ids) % top_k + top_k,), -1)])
     return ids[torch.randperm(len(ids), generator=random(tile))].reshape(-1, top_k).int()
@@ -85,12 +86,12 @@ def test_every_launch_of_the_table(
         pytest.skip("tiles of the table for 16-bit numbers are too large for float32 operands on a GPU")
     launch = TABLE[name]
     monkeypatch.setattr(moe_launches, "launch_for", lambda *_: launch)
-    ids = tile_edges(launch.tile or 8, 3).to(DEVICE)
+    ids = tile_edges(launch.tile or 8, launch.tail, 3).to(DEVICE)
     weights = torch.rand(ids.shape, generator=random(1)).to(DEVICE)
     x = torch.randn(ids.shape[0], hidden, generator=random(2)).to(DEVICE, dtype)
-    of_four = experts(4, hidden, size, dtype)
-    got = moe.moe_experts(x, ids, weights, *of_four)
-    expected = reference_experts(x, ids, weights, *of_four, operand_dtype=dtype)
+    of_seven = experts(7, hidden, size, dtype)
+    got = moe.moe_experts(x, ids, weights, *of_seven)
+    expected = reference_experts(x, ids, weights, *of_seven, operand_dtype=dtype)
     if launch.parts is not None and dtype == torch.float32:
         # The test of what this launch is for: a part is rounded, so the sum is near what bfloat16 holds.
         got, expected = got.bfloat16(), expected.bfloat16()
@@ -153,7 +154,7 @@ def test_nothing_at_all(tokens: int, top_k: int, size: int, hidden: int) -> None
 # -- sorting ----------------------------------------------------------------------------------------------------------
 
 
-def sorted_rows(ids: Tensor, count: int, tile: int, offset: int, way: str) -> tuple[Tensor, list[list[int]]]:
+def sorted_rows(ids: Tensor, count: int, tile: int, tail: int, offset: int, way: str) -> tuple[Tensor, list[list[int]]]:
     """What the kernels find: the order, and the tiles."""
     rows, (tokens, top_k) = ids.numel(), ids.shape
     order = torch.full((rows,), -7, dtype=torch.int32, device=DEVICE)
@@ -172,7 +173,7 @@ def sorted_rows(ids: Tensor, count: int, tile: int, offset: int, way: str) -> tu
     elif way == "all count all":
         moe_sorting_kernels.sort_kernel[(triton.cdiv(rows, 16),)](
             ids, order, tiles, num_tiles, rows, offset, count,
-            TILE=tile, BLOCK=16, CHUNK=32, BINS=triton.next_power_of_2(count),
+            TILE=tile, TAIL=tail, BLOCK=16, CHUNK=32, BINS=triton.next_power_of_2(count),
         )  # fmt: skip
     else:
         blocks, bins = triton.cdiv(rows, 16), triton.next_power_of_2(count)
@@ -181,8 +182,9 @@ def sorted_rows(ids: Tensor, count: int, tile: int, offset: int, way: str) -> tu
         moe_sorting_kernels.count_kernel[(blocks,)](ids, counts, rows, offset, count, BLOCK=16, BINS=bins)
         moe_sorting_kernels.add_up_kernel[(bins,)](counts, totals, blocks, BLOCKS=4, BINS=bins, COLUMNS=1)
         moe_sorting_kernels.place_kernel[(blocks,)](
-            ids, counts, totals, order, tiles, num_tiles, rows, offset, count, TILE=tile, BLOCK=16, BINS=bins
-        )
+            ids, counts, totals, order, tiles, num_tiles, rows, offset, count,
+            TILE=tile, TAIL=tail, BLOCK=16, BINS=bins,
+        )  # fmt: skip
     return order.cpu(), tiles[: num_tiles.item(), :3].tolist()
 
 
@@ -190,16 +192,21 @@ def sorted_rows(ids: Tensor, count: int, tile: int, offset: int, way: str) -> tu
 @pytest.mark.parametrize(("tokens", "top_k", "count"), [(1, 1, 1), (16, 3, 7), (9, 8, 3), (16, 16, 200), (5, 2, 8)])
 def test_rows_are_sorted_by_expert_and_cut_into_tiles(tokens: int, top_k: int, count: int, way: str) -> None:
     ids = torch.randint(-1, count + 3, (tokens, top_k), generator=random(tokens), dtype=torch.int32)
-    for tile, offset in ((1, 0), (4, 1), (16, 2)):
+    for tile, tail, offset in ((1, 0, 0), (4, 0, 1), (16, 0, 2), (1, 3, 0), (4, 2, 1), (16, 8, 0)):
+        if way == "one program" and tail:
+            continue  # it has few rows, and leaves none over
         local = ids.flatten() - offset
         here = (local >= 0) & (local < count)
         expected = torch.argsort(torch.where(here, local, count), stable=True)[: int(here.sum())]
         lines, first = [], 0
         for expert in range(count):
             rows = int((local == expert).sum())
-            lines += [[expert, p, min(p + tile, first + rows)] for p in range(first, first + rows, tile)]
+            cuts = list(range(first, first + rows, tile))
+            if len(cuts) > 1 and first + rows - cuts[-1] <= tail:
+                cuts.pop()
+            lines += [[expert, *span] for span in itertools.pairwise([*cuts, first + rows])]
             first += rows
-        order, tiles = sorted_rows(ids, count, tile, offset, way)
+        order, tiles = sorted_rows(ids, count, tile, tail, offset, way)
         assert order[: len(expected)].tolist() == expected.tolist()
         # What is elsewhere has no position.
         assert (order[len(expected) :] == -7).all()

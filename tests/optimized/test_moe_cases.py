@@ -69,5 +69,7 @@ def test_steps_are_of_the_sizes_that_engines_have(seed: int) -> None:
     ways = {(is_tiled(case), sorted_by_one_program(case)) for case in steps}
     assert ways >= {(False, True), (True, True), (True, False)}
     # Where Triton 3.6 added up lanes wrongly: the layout of a choice among so many experts, of which hardly any usual case has so many.
-    found = [c for c in steps if is_tiled(c) and sorted_by_one_program(c) and c.dims["E"] in (32, 64) and c.dims["k"] > 4]
+    found = [
+        c for c in steps if is_tiled(c) and sorted_by_one_program(c) and c.dims["E"] in (32, 64) and c.dims["k"] > 4
+    ]
     assert len(found) >= 3
