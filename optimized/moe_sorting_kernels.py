@@ -209,8 +209,10 @@ def route_and_sort_kernel(
     among = (sums >> 10) & 1023
     count = sums >> 20
     begins = (local < experts) & (among % TILE == 0)
-    tile = tl.sum((sooner & begins[None, :]).to(tl.int32), axis=1)
+    # How many tiles there are, each row counts for itself: Triton 3.6 loses some of a vector of this layout when it is reduced
+    # to one number.
+    tile_sums = tl.sum((sooner & begins[None, :]).to(tl.int32) + (begins[None, :].to(tl.int32) << 10), axis=1)
+    tile = tile_sums & 1023
     tl.store(order + position, row, mask=local < experts)
     _write_tile(tiles, tile, local, position, position + tl.minimum(count - among, TILE), begins)
-    # A largest number, not a sum: on few places Triton 3.6 adds some lanes of this layout twice.
-    tl.store(num_tiles, tl.max(tl.where(begins, tile + 1, 0), axis=0))
+    tl.store(num_tiles + tl.zeros_like(i), tile_sums >> 10, mask=i == 0)
