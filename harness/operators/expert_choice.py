@@ -56,7 +56,8 @@ def routings(
         # Groups have most that can go wrong, so every fourth case has them.
         st.sampled_from((*METHODS, "deepseek_v3", "deepseek_v3")),
         st.sampled_from(BIASES),
-        st.sampled_from((1, 2, 1, 2, 3, 4, 5, 0)),
+        # The last divisor: groups of one expert, which have no second one.
+        st.sampled_from((1, 2, -1, 1, 2, 3, 4, 5, 0)),
         # Where all groups are kept, they choose nothing.
         st.sampled_from((0, 1, 2, 3, 0, 1, 2, None)),
         st.sampled_from(SCALINGS),
