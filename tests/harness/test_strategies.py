@@ -12,6 +12,7 @@ import pytest
 from harness import operators, strategies
 from harness.case import Case, Kind, Layout, Segment
 from harness.isolation import find_property
+from harness.operators import expert_choice
 from harness.operators.gdn_prefill import CPU_TOKENS
 from references.chunk_metadata import count_extra_chunks
 from tests.harness.support import draws, find_any, minimal, row, smallest
@@ -382,6 +383,11 @@ def test_usually_two_sequences_or_more(operator: str, scale: strategies.Scale) -
     sizes = [len(c.sequences) for c in draws(cases(operator, scale), 300)]
     share = sum(n >= 2 for n in sizes) / len(sizes)
     assert share > 0.5, f"only {share:.0%} of the draws have two sequences or more: {collections.Counter(sizes)}"
+
+
+def test_every_block_of_experts_occurs_on_a_gpu() -> None:
+    blocks = {1 << (experts - 1).bit_length() for experts in expert_choice.EXPERTS["cuda"]}
+    assert blocks == {1 << n for n in range(10)}
 
 
 @pytest.mark.parametrize("operator", ["moe_routing", "moe"])
