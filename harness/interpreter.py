@@ -71,10 +71,16 @@ def repair() -> str | None:
         return binary(self, left, right, op)
 
     def exact_dot(self: Any, a: Any, b: Any, d: Any, *options: Any) -> Any:
-        """Operands as float32, in which products of two 16-bit numbers are exact; sums in the accumulator's dtype."""
+        """A sum in float64, rounded once to the accumulator's dtype: of float32, BLAS gives a row other bits in other places."""
         if a.dtype.scalar == tl.bfloat16 and b.dtype.scalar == tl.bfloat16:
             a, b = (handle(bfloat16_values(x.data), tl.float32) for x in (a, b))
-        return dot(self, a, b, d, *options)
+        if not (wide(a) and wide(b)):
+            return dot(self, a, b, d, *options)
+        total = np.matmul(a.data, b.data, dtype=np.float64).astype(d.data.dtype)
+        return handle(total + d.data, d.dtype.scalar)
+
+    def wide(operand: Any) -> bool:
+        return bool(operand.dtype.is_floating() and operand.dtype.primitive_bitwidth > 8)
 
     # Tensors that already lie on the CPU need no copy to the host and no copy back; upstream copies each whole storage
     # back onto itself, which for a pool of many slots costs more than the kernel.

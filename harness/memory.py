@@ -44,18 +44,20 @@ def poisoned(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> 
 class Stale:
     """What an earlier call left: standard normal numbers, and whole ones that may be ids, places or lengths. Always the same."""
 
-    #: Whole numbers are smaller: as ids and places most of them lead somewhere, and none of them far away.
+    #: Whole numbers are smaller: as ids and places most of them lead somewhere near.
     BELOW = 16
 
     def __init__(self) -> None:
-        self._draws: dict[torch.device, torch.Generator] = {}
+        self._draws: dict[str, torch.Generator] = {}
 
     def __call__(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        draw = self._draws.setdefault(device, torch.Generator(device).manual_seed(0))
+        draw = self._draws.get(device.type)
+        if draw is None:
+            draw = self._draws[device.type] = torch.Generator(device).manual_seed(0)
         if dtype.is_floating_point or dtype.is_complex:
             return torch.randn(tuple(shape), generator=draw, device=device).to(dtype)
         below = 2 if dtype == torch.bool else self.BELOW
-        return torch.randint(below, tuple(shape), generator=draw, device=device).to(dtype)
+        return torch.randint(below, tuple(shape), generator=draw, dtype=dtype, device=device)
 
 
 def as_bits(tensor: Tensor) -> Tensor:

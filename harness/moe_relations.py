@@ -64,15 +64,15 @@ def exact_body(context: Context, case: Case) -> None:
     context.require_within_budget(got, batch)
 
 
-def require_exact(have: Tensor, want: Tensor) -> None:
-    """Rows [T, Hd] of the same dtype, equal in every element."""
+def require_exact(have: Tensor, want: Tensor, expected: str = "the exact sum, rounded once") -> None:
+    """Rows [T, Hd] of the same dtype, equal in every element; ``expected``: what they ought to be, in words."""
     if torch.equal(have, want):
         return
     token = int(torch.nonzero((have != want).any(1))[0])
     place = max(0, int(torch.nonzero(have[token] != want[token])[0]) - 2)
     cut = slice(place, place + 6)
     row = Row(f"token {token}, elements from {place}", want[token, cut].tolist(), have[token, cut].tolist())
-    text = f"output: {int((have != want).any(1).sum())} of {have.shape[0]} rows are not the exact sum, rounded once"
+    text = f"output: {int((have != want).any(1).sum())} of {have.shape[0]} rows are not {expected}"
     fail("over budget", text, [row], mark="exact")
 
 

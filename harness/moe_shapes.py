@@ -13,6 +13,7 @@ from hypothesis.strategies import SearchStrategy
 
 from harness import moe_batches, strategies
 from harness.case import Case, Segment
+from harness.operators import expert_choice
 from harness.operators.moe import Moe
 from harness.strategies import Scale
 
@@ -104,38 +105,57 @@ def many_experts(scale: Scale, dtype: str) -> Cases:
     return MIXTURE.cases(scale, dtype).map(fit)
 
 
-def a_few_more_than_a_tile(scale: Scale, dtype: str) -> Cases:
-    """Three experts with somewhat more rows each than the largest tiles have, of tokens wider than any block."""
-    most = 128 if scale is strategies.GPU else 32
-    wide = st.sampled_from((256, 272, 131))
-    tokens = st.integers(3 * most, 5 * most)
+def edges_of_tails(scale: Scale, dtype: str) -> Cases:
+    """Three experts with the rows of one or two of the largest tiles, and more: as many as half a tile, one, one too many.
 
-    def fit(case: Case, tokens: int, hidden: int) -> Case:
-        return renormalized(case, tokens, E=3, El=3, k=1, I=24, Hd=hidden)
+    Each token goes to all of them. Widths are whole blocks of columns and steps of sums, and none.
+    """
+    tile = 128 if scale is strategies.GPU else 32
+    half = tile // 2
+    tokens = st.sampled_from((tile + half, tile + 1, tile + half + 1, 2 * tile + half, 2 * tile + 1))
+    hidden, size = st.sampled_from((512, 272, 131)), st.sampled_from((128, 24, 200))
 
-    return st.builds(fit, MIXTURE.cases(scale, dtype), tokens, wide)
+    def fit(case: Case, tokens: int, hidden: int, size: int) -> Case:
+        return renormalized(case, tokens, E=3, El=3, k=3, I=size, Hd=hidden)
+
+    return st.builds(fit, MIXTURE.cases(scale, dtype), tokens, hidden, size)
 
 
 def decode_steps(scale: Scale, dtype: str) -> Cases:
     """1 to 64 tokens in all, as steps have in which every request decodes: any lengths seldom add up to so few.
 
     Two in three have more places than any kernel computes one by one, fewer than a block has threads, and 16 to 128 experts: where
-    a sum over them was miscompiled, it was for some of these numbers of experts.
+    a vector of them was reduced wrongly, it was for some of these numbers of experts. Half of those are routed as drawn.
     """
     some = strategies.weighted((1, st.integers(1, 8)), (2, st.integers(9, 17)), (2, st.integers(18, 64)))
-    places, experts = st.sampled_from((6, 5, 8, 7, 4, 3)), st.sampled_from((64, 32, 64, 32, 16, 128))
-    few_places = st.tuples(st.integers(7, 16), places, experts).filter(lambda few: 32 < few[0] * few[1] <= 128)
+    chosen = strategies.weighted((1, st.none()), (2, _few_places()))
 
     def fit(case: Case, tokens: int, few: tuple[int, int, int] | None) -> Case:
-        if few is None:
-            return with_tokens(case, tokens)
-        tokens, places, experts = few
-        return renormalized(case, tokens, E=experts, El=experts, k=places)
+        return with_tokens(case, tokens) if few is None else _step(case, *few)
 
-    chosen = strategies.weighted((1, st.none()), (2, few_places))
     return st.builds(fit, MIXTURE.cases(scale, dtype), some, chosen)
 
 
+def _few_places() -> SearchStrategy[tuple[int, int, int]]:
+    """Tokens, places and experts."""
+    places, experts = st.sampled_from((6, 5, 8, 7, 4, 3)), st.sampled_from((64, 32, 64, 32, 16, 128))
+    return st.tuples(st.integers(7, 16), places, experts).filter(lambda few: few[0] * few[1] > 32)
+
+
+def _step(case: Case, tokens: int, places: int, experts: int) -> Case:
+    """A step of so many tokens, as many places of each as its method allows, some of the experts here or all."""
+    choice = case.choice
+    if choice % 2 == 0:
+        return renormalized(case, tokens, E=experts, El=experts, k=places)
+    options = case.options
+    dims, routing = expert_choice.routing(
+        experts, places, options["method"], options["bias"], choice // 2 % 4, choice // 8 % 3, options["scaling"]
+    )
+    first = choice // 32 % 2 * (experts // 4)
+    case = case.with_(options={**options, **routing, "first": first})
+    return with_tokens(case, tokens).with_(dims={**case.dims, **dims, "El": experts - 2 * first})
+
+
 def steps_and_others(scale: Scale, dtype: str) -> Cases:
-    """Half of them decode steps: one program plans all of such a step, and in memory that others have used."""
+    """Any batches, and decode steps: what one program plans, it keeps in memory that others have used."""
     return st.one_of(MIXTURE.cases(scale, dtype), decode_steps(scale, dtype))

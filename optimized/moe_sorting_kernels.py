@@ -1,9 +1,10 @@
 """Rows by expert: which rows of the batch make up which tile of the grouped products, found on the device.
 
 A *row* is a token at one of its k places, t * k + j. Rows of an expert that is here get neighbouring *positions*, experts in
-order and rows in order within an expert; each expert's positions are cut into tiles of at most TILE (the last of several: TAIL
-more), of which a line of `tiles` names the expert (its number here), the first position and the end. Counting does it: no
-atomics, so the same ids give the same positions always, and a sum over a tile's rows meets them in one order.
+order and rows in order within an expert; each expert's positions are cut into tiles of at most TILE, of which a line of
+`tiles` names the expert (its number here), the first position and the end. Where not one program sorts all rows, an expert's
+last tile takes up to TAIL rows more that would be left over. Counting does it: no atomics, so the same ids give the same
+positions always, and a sum over a tile's rows meets them in one order.
 """
 
 from __future__ import annotations

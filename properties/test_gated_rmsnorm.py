@@ -65,7 +65,7 @@ def scaled_body(context: Context, case: Case) -> None:
         case.with_(regime={**case.regime, "amplitude": "unit"}, options={**case.options, "eps": 1e-12})
     )
     # In a row of one element eps is not negligible beside the square of a small one.
-    batch = _with(batch, "x", lambda t: torch.where((t != 0) & (t.abs() < 2.0**-6), 2.0**-6, t))
+    batch = _with(batch, "x", lambda t: torch.where(t == 0, t, torch.copysign(t.abs().clamp(min=2.0**-6), t)))
     context.require_within_budget(context.run(_with(batch, "x", lambda t: t * 64)), batch)
 
 

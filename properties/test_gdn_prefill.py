@@ -243,7 +243,7 @@ def recall_body(context: Context, case: Case) -> None:
     context.require_within_budget(written, batch, oracle=recalled(batch))
     # From the states that were left, with what they were rounded by.
     later = read_again(batch, written, random.Random(case.choice))
-    context.require_within_budget(context.run(later), later)
+    context.require_within_budget(context.run(later), later, oracle=only_decayed(later))
 
 
 def read_again(batch: Batch, written: Result, rng: random.Random) -> Batch:

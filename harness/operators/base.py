@@ -251,7 +251,7 @@ class SequenceOperator(TokenOperator):
     # -- packing helpers --------------------------------------------------------------------------------------------
 
     def place_pool(self, batch: Batch, arena: Arena, dtype: torch.dtype) -> Tensor:
-        """The state pool: rows of resumed sequences hold their state, every other row is poison, active rows may change."""
+        """The state pool: rows of resumed sequences hold their state, the others the arena's fill; active rows may change."""
         shape = self.state_shape(batch)
         content = arena.fill((batch.pool_slots, *shape), dtype, arena.device)
         writable, held = [], {}

@@ -37,6 +37,9 @@ from .routing_methods import flashinfer_number
 CUTLASS_STEP = 8
 #: What the routing kernels are compiled for (`trtllm_fused_moe_routing_runner.cu`).
 MOST_GROUPED_TOP_K, MOST_KEPT_GROUPS = 22, 4
+#: What those of grouped methods refuse: more groups, more experts in one, numbers of experts that are no multiples
+#: (`trtllm_fused_moe_routing_deepseek.cu`).
+MOST_GROUPS, MOST_OF_A_GROUP, GROUPED_STEP = 8, 32, 4
 #: Methods whose score their routing kernels add a bias to.
 BIASED = ("deepseek_v3", "minimax2")
 
@@ -160,8 +163,11 @@ def trtllm_fused_routing_moe(
         "scaling": scaling,
     }
     unaligned = fallback is not None and not trtllm_layout.aligned(w_down.shape[1], w_down.shape[2])
-    grouped = n_group > 1 and (top_k > MOST_GROUPED_TOP_K or topk_group > MOST_KEPT_GROUPS)
-    if unaligned or grouped or (bias is not None and method not in BIASED):
+    if (
+        unaligned
+        or not _routes_groups(router_logits.shape[1], top_k, n_group, topk_group)
+        or (bias is not None and method not in BIASED)
+    ):
         return trtllm_moe(
             x,
             router_logits,
@@ -190,6 +196,17 @@ def trtllm_fused_routing_moe(
         topk_group=topk_group if n_group > 1 else None,
         routed_scaling_factor=scaling if method in BIASED else None,
         routing_method_type=flashinfer_number(method),
+    )
+
+
+def _routes_groups(count: int, top_k: int, n_group: int, topk_group: int) -> bool:
+    """Whether the library's routing kernels take so many groups of so many experts; one group always."""
+    return n_group == 1 or (
+        top_k <= MOST_GROUPED_TOP_K
+        and topk_group <= MOST_KEPT_GROUPS
+        and n_group <= MOST_GROUPS
+        and count // n_group <= MOST_OF_A_GROUP
+        and count % GROUPED_STEP == 0
     )
 
 

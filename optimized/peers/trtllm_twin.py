@@ -93,6 +93,8 @@ def trtllm_bf16_moe(
     """Routing by FlashInfer's number of the method; weights are rounded to bfloat16, as its routing kernels return them."""
     if routing_logits.dtype not in (torch.float32, torch.bfloat16) or routing_logits.shape[1] != num_experts:
         raise ValueError(f"routing_logits: got {routing_logits.dtype} {list(routing_logits.shape)}")
+    if n_group is not None and n_group > 1:
+        _check_groups(num_experts, n_group, topk_group or 1, top_k)
     ids, weights = _routed(
         routing_logits.float(),
         routing_bias,
@@ -239,6 +241,15 @@ def _unshuffled(columns: Tensor) -> Tensor:
     """[T, M]: within 32 columns, what lies at 8 (j mod 4) + j div 4 goes to j."""
     groups = columns.unflatten(1, (-1, 4, 8))
     return groups.transpose(2, 3).reshape(columns.shape)
+
+
+def _check_groups(num_experts: int, n_group: int, topk_group: int, top_k: int) -> None:
+    """What the library's grouped routing refuses (0.7.2, `trtllm_fused_moe_routing_deepseek.cu`)."""
+    if n_group > 8 or num_experts // n_group > 32 or num_experts % 4 or topk_group > 4 or top_k > 22:
+        raise ValueError(
+            f"n_group, topk_group, top_k: got {n_group}, {topk_group}, {top_k} of {num_experts} experts; expected at most 8, 4, 22,"
+            " and a multiple of 4 experts, at most 32 in a group"
+        )
 
 
 def _routed(

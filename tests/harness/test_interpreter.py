@@ -9,6 +9,8 @@ import sys
 import numpy as np
 import pytest
 import torch
+import triton
+import triton.language as tl
 
 from harness import interpreter
 from tests.harness.support import ROOT
@@ -61,6 +63,29 @@ def test_rounding_is_that_of_torch(kind: str) -> None:
     numbers = ~np.isnan(values)
     assert np.array_equal(got[numbers], expected[numbers])
     assert bool(nan_like(got[~numbers]).all())
+
+
+@triton.jit
+def _product(a, b, out, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr):
+    i, j, k = tl.arange(0, M), tl.arange(0, N), tl.arange(0, K)
+    left, right = tl.load(a + i[:, None] * K + k[None, :]), tl.load(b + k[:, None] * N + j[None, :])
+    tl.store(out + i[:, None] * N + j[None, :], tl.dot(left, right, input_precision="ieee"))
+
+
+@interpreted
+@pytest.mark.parametrize("rows", [16, 32, 128])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_product_is_the_true_sum_rounded_once(dtype: torch.dtype, rows: int) -> None:
+    """BLAS adds up float32 in an order that depends on where a row lies and how many there are; bits were not a row's own."""
+    assert interpreter.repair() is None
+    draw = torch.Generator().manual_seed(rows)
+    # Whole multiples of 2^-16: float64 holds every sum of their products exactly, and float32 does not.
+    a, b = (
+        (torch.randn(shape, generator=draw) * 2**16).round().div(2**16).to(dtype) for shape in ((rows, 128), (128, 32))
+    )
+    out = torch.empty(rows, 32)
+    _product[(1,)](a, b, out, rows, 32, 128)
+    assert torch.equal(out, (a.double() @ b.double()).float())
 
 
 @interpreted

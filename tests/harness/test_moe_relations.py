@@ -10,9 +10,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness import moe_batches, operators, strategies
+from harness.context import Context
+from harness.failure import Failure
 from harness.isolation import find_property, suite
 from harness.operators import expert_choice
 from harness.operators.base import TokenOperator
+from harness.subjects import Capabilities, load_target
 from references.moe import METHODS, moe_routing
 from tests.harness.support import draws, failing_case, run_cell, target
 
@@ -73,6 +76,18 @@ def test_planted_fault_is_caught(planted: Planted) -> None:
 def test_what_a_place_without_an_expert_adds_is_caught_though_it_is_a_number() -> None:
     result = run_cell(MIXTURE, "places_without_an_expert", target("moe", "moe_finite"), dtype="bfloat16")
     failing_case(result, "over budget")
+
+
+def test_a_token_without_experts_is_exactly_zero() -> None:
+    """Where it has less than rounding explains, too: the budget knows what its experts add, had it any."""
+    operator = operators.get(MIXTURE)
+    cases = (c for c in draws(operator.cases(strategies.CPU, "bfloat16"), 200) if c.options["method"] == "renormalize")
+    plain = {"amplitude": "unit", "contents": "random", "load": "random", "logits": "random"}
+    case = moe_batches.whole(next(c for c in cases if c.tokens > 8 and c.dims["k"] > 1)).with_(regime=plain)
+    faint = load_target(target("moe", "moe_faint"))
+    body = find_property(MIXTURE, "places_without_an_expert").body
+    with pytest.raises(Failure, match="are not exactly zero, though no expert was asked"):
+        body(Context(operator, faint, torch.device("cpu"), capabilities=Capabilities.of(faint)), case)
 
 
 #: These ask for what a router or a mixture in plain torch cannot promise: no sync, one launch, an error that names an argument.

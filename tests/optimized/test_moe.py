@@ -176,7 +176,7 @@ def cut(local: Tensor, count: int, tile: int, tail: int) -> list[list[int]]:
     return lines
 
 
-def moe_routing_of(logits: Tensor, top_k: int) -> dict[str, Any]:
+def plain_choice(logits: Tensor, top_k: int) -> dict[str, Any]:
     """The arguments of the plainest choice."""
     plain: dict[str, Any] = {"method": "renormalize", "bias": None, "n_group": 1, "topk_group": 1, "scaling": 1.0}
     return kernel_arguments(logits, top_k=top_k, **plain)
@@ -220,7 +220,7 @@ def test_rows_are_sorted_by_expert_and_cut_into_tiles(tokens: int, top_k: int, c
     ids = torch.randint(-1, count + 3, (tokens, top_k), generator=random(tokens), dtype=torch.int32)
     for tile, tail, offset in ((1, 0, 0), (4, 0, 1), (16, 0, 2), (1, 3, 0), (4, 2, 1), (16, 8, 0)):
         if way == "one program" and tail:
-            continue  # it has few rows, and leaves none over
+            continue  # it cuts no tails: what is left over is a tile of its own
         local = ids.flatten() - offset
         here = (local >= 0) & (local < count)
         expected = torch.argsort(torch.where(here, local, count), stable=True)[: int(here.sum())]
@@ -248,7 +248,7 @@ def test_a_choice_is_sorted_by_the_program_that_makes_it(count: int, top_k: int)
         moe_sorting_kernels.route_and_sort_kernel[(1,)](
             expert_ids=ids, weights=weights, order=order, tiles=tiles, num_tiles=num_tiles, tokens=tokens,
             expert_offset=0, experts=count, ROUTE=True, TILE=4, BLOCK_T=most, num_warps=8,
-            **moe_routing_of(logits, top_k),
+            **plain_choice(logits, top_k),
         )  # fmt: skip
         expected, _ = reference_routing(logits, top_k=top_k, method="renormalize")
         assert torch.equal(ids, expected)

@@ -61,6 +61,25 @@ def test_many_rows_are_sorted_in_rounds() -> None:
         assert rows(case) > moe_sorting.BLOCKS_A_ROUND * moe_sorting.ROWS_A_BLOCK
 
 
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("scale", [strategies.CPU, strategies.GPU], ids=lambda scale: str(scale.name))
+def test_tails_have_the_rows_that_they_hold_one_and_one_too_many(scale: strategies.Scale, seed: int) -> None:
+    prop = find_property("moe", "equivalence_of_tails")
+    assert prop.strategy
+    assert prop.examples
+    left = set()
+    # As many as two dtypes have.
+    for case in draws(prop.strategy(scale, "bfloat16"), 2 * prop.examples, seed=seed):
+        # Each of three experts has every token.
+        launch = moe_launches.LARGEST[9]
+        if scale is strategies.CPU:
+            launch = moe_launches.launch_for(rows(case), 3, 512, 128, 3, torch.bfloat16, torch.device("cpu"))
+        assert launch.tail
+        left.add(case.tokens % launch.tile - launch.tail)
+    assert left >= {0, 1}
+    assert min(left) < 0
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_steps_are_of_the_sizes_that_engines_have(seed: int) -> None:
     # As many as a merge on a GPU gives the three dtypes together.

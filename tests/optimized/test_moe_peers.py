@@ -230,6 +230,24 @@ def test_the_library_routes_every_method(method: str) -> None:
     _close(got, case, rounded=True)
 
 
+@pytest.mark.parametrize(("count", "n_group"), [(6, 3), (160, 4), (36, 9), (12, 12)])
+def test_groups_that_the_library_refuses_are_routed_before(count: int, n_group: int) -> None:
+    """No multiple of four experts, more than 32 in a group, more than eight groups: its kernel would stop the program."""
+    case = _fixed("deepseek_v3", experts=count) | {"n_group": n_group, "topk_group": 2, "top_k": 2}
+    called = []
+
+    def routed(*args: Any, **keywords: Any) -> torch.Tensor:
+        called.append(args)
+        return trtllm_twin.trtllm_bf16_routed_moe(*args, **keywords)
+
+    got = flashinfer_moe.trtllm_fused_routing_moe(**case, run=trtllm_twin.trtllm_bf16_moe, run_routed=routed)
+    assert len(called) == 1
+    _close(got, case, rounded=True)
+    keywords = {"num_experts": count, "n_group": n_group, "topk_group": 2, "top_k": 2}
+    with pytest.raises(ValueError, match="n_group, topk_group, top_k: got"):
+        trtllm_twin._check_groups(**keywords)
+
+
 def test_halves_swapped_are_noticed() -> None:
     case = _fixed("renormalize")
     gate, up = case["w_gate_up"].chunk(2, dim=1)
@@ -420,7 +438,7 @@ def test_sglang_keeps_the_contract(case: dict[str, Any]) -> None:
         _close(sglang_moe.moe(**case), case, rounded=False, roundings=5)
 
 
-def _fixed(method: str, *, experts: int = 6, size: int = 128) -> dict[str, Any]:
+def _fixed(method: str, *, experts: int = 12, size: int = 128) -> dict[str, Any]:
     random = torch.Generator().manual_seed(7)
 
     def normal(*shape: int) -> torch.Tensor:
