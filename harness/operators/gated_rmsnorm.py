@@ -20,8 +20,8 @@ from references.gated_norm import gated_rmsnorm
 
 #: Of x. Tiny: the epsilon outweighs the mean of squares. Large: squares overflow float16.
 AMPLITUDES = {"unit": 1.0, "tiny": 3e-4, "large": 1000.0}
-#: The first is the plainest. Others leave part of the last block of a row empty, or need a wide one.
-VALUE_DIMS = (4, 1, 8, 20, 32, 100, 128, 130, 256)
+#: The first is the plainest. Others leave part of the last block of a row empty, and every block of a power of two occurs.
+VALUE_DIMS = (4, 1, 2, 8, 12, 20, 64, 100, 128, 130, 256)
 #: Gates that are shut, and one that is open as wide as float16 allows y to be.
 SHUT, OPEN = -1e4, 1e3
 
