@@ -11,6 +11,7 @@ from harness import budget
 from harness.batch import Batch, Result
 from harness.case import Case
 from harness.context import Context, Property
+from harness.relations import another_order
 
 
 def linear_body(context: Context, case: Case) -> None:
@@ -47,9 +48,10 @@ def linear_body(context: Context, case: Case) -> None:
 
 def heads_permuted_body(context: Context, case: Case) -> None:
     """Renaming key heads, each with its group of value heads, renames the results: heads do not talk to each other."""
+    heads, ratio = max(2, case.dims["H"]), case.dims["HV"] // case.dims["H"]
+    case = case.with_(dims={**case.dims, "H": heads, "HV": heads * ratio})
     batch = context.batch(case)
-    heads, ratio = case.dims["H"], case.dims["HV"] // case.dims["H"]
-    order = torch.randperm(heads, generator=torch.Generator().manual_seed(case.choice)).to(batch.device)
+    order = torch.tensor(another_order(heads, case.choice), device=batch.device)
     values = (order[:, None] * ratio + torch.arange(ratio, device=batch.device)).flatten()
     permuted = permute_heads(batch, order, values)
     plain, got = context.run(batch), context.run(permuted)

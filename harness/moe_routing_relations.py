@@ -22,9 +22,11 @@ from harness.moe_batches import (
     logits_of,
     one_of_claimed,
     routed,
+    whole,
     with_logits,
 )
 from harness.operators import expert_choice
+from harness.relations import another_order
 from harness.subjects import Capabilities
 
 
@@ -85,21 +87,19 @@ def relabelled_body(context: Context, case: Case) -> None:
     """Experts in another order, their logits and weights with them: the same sum, chosen by other ids."""
     method = case.options["method"]
     scaling = case.options["scaling"]
-    case = routed(case, method, scaling=scaling)
+    # With all experts here: otherwise those that are here would be others.
+    case = routed(case if case.operator == "moe_routing" else whole(case), method, scaling=scaling)
     batch = distinct(context.batch(case), case)
     ordered = logits_of(batch).sort(1).values
     if bool((ordered[:, 1:] == ordered[:, :-1]).any()):
         return  # more experts than bfloat16 has numbers there
-    draw = torch.Generator().manual_seed(case.choice)
-    order = torch.randperm(case.dims["E"], generator=draw).to(batch.device)
+    order = torch.tensor(another_order(case.dims["E"], case.choice), device=batch.device)
     relabelled = with_logits(batch, logits_of(batch)[:, order])
     if batch.case.operator == "moe_routing":
         got = context.run(relabelled)
         named = tuple(order[ids.long()].int() if ids is not None else None for ids in got.states)
         context.require_within_budget(Result(got.outputs, named), batch)
         return
-    if case.dims["El"] != case.dims["E"]:
-        return  # those that are here would be others
     shared = {**batch.shared, **{name: batch.shared[name][order] for name in ("w_gate_up", "w_down")}}
     context.require_within_budget(context.run(replace(relabelled, shared=shared)), batch)
 

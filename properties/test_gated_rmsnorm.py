@@ -85,8 +85,9 @@ def open_gate_body(context: Context, case: Case) -> None:
 
 
 def heads_permuted_body(context: Context, case: Case) -> None:
-    batch = context.batch(case)
-    order = torch.randperm(case.dims["HV"], generator=torch.Generator().manual_seed(case.choice)).to(batch.device)
+    heads = max(2, case.dims["HV"])
+    batch = context.batch(case.with_(dims={**case.dims, "HV": heads}))
+    order = torch.tensor(relations.another_order(heads, case.choice), device=batch.device)
     permuted = batch.map_tokens(lambda _, t: t[:, order])
     context.require_same(
         context.run(permuted),

@@ -72,7 +72,7 @@ def two_steps_body(context: Context, case: Case) -> None:
 def slots_permuted_body(context: Context, case: Case) -> None:
     """The k places of a token in another order, weights with them: the same sum in another order."""
     batch = context.batch(case)
-    order = torch.randperm(case.dims["k"], generator=torch.Generator().manual_seed(case.choice)).to(batch.device)
+    order = torch.tensor(relations.another_order(case.dims["k"], case.choice), device=batch.device)
 
     def permuted(ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Places of a token apart in memory, too."""

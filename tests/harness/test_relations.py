@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness.case import Case
+from harness.relations import another_order
 from tests.harness.support import SUBJECTS, failing_case, run_cell, target
 
 
@@ -149,6 +151,13 @@ def require_plain(case: Case, *, layout: bool, dims: bool = False) -> None:
     # Three are the fewest along which an offset can need more than 31 bits while its stride does not.
     assert case.dims.get("D", 1) <= 3
     assert dims or max(case.dims.get("K", 4), case.dims.get("V", 4)) <= 8
+
+
+def test_another_order_is_another_wherever_there_is_one() -> None:
+    assert (another_order(0, 3), another_order(1, 3)) == ([], [0])
+    for count in (2, 3, 4):
+        found = {tuple(another_order(count, choice)) for choice in range(400)}
+        assert found == set(itertools.permutations(range(count))) - {tuple(range(count))}
 
 
 @pytest.mark.parametrize("operator", ["conv_prefill", "conv_update", "gdn_decode"])
