@@ -114,8 +114,8 @@ class Context:
         if not active:
             return
         operator = self.tokens
-        of_model = operator.oracle(batch)
-        oracle = oracle or of_model
+        own = operator.oracle(batch)
+        oracle = oracle or own
         model, magnitude, noise = operator.model(batch), operator.magnitude(batch), operator.operand_noise(batch)
         lengths = [batch.lengths[i] for i in active]
         owners = [(i, t) for i, length in zip(active, lengths, strict=True) for t in range(length)]
@@ -139,9 +139,8 @@ class Context:
             judged.insert(0, ("states", "state", state))
         failures = []
         for name, what, locate in judged:
-            have, want, modelled, terms, truth = (
-                _joined(result, active, name) for result in (got, oracle, model, magnitude, of_model)
-            )
+            have, want, modelled, terms = (_joined(result, active, name) for result in (got, oracle, model, magnitude))
+            truth = None if oracle is own else _joined(own, active, name)
             spread = None if noise is None else _joined(noise, active, name)
             count = partial(self.tally.add, f"{by} {what}".strip())
             try:

@@ -35,18 +35,23 @@ def renormalized(case: Case, tokens: int, **sizes: int) -> Case:
     return with_tokens(moe_batches.routed(case, "renormalize", first=0), tokens).with_(dims={**case.dims, **sizes})
 
 
+def _few_or_many(scale: Scale, dtype: str, gpu: tuple[int, int], cpu: tuple[int, int], **sizes: int) -> Cases:
+    """Of the plainest case so many tokens as the first number says, of any other as the second."""
+    few, many = gpu if scale is strategies.GPU else cpu
+
+    def fit(case: Case) -> Case:
+        return renormalized(case, few if is_plain(case) else many, **sizes)
+
+    return MIXTURE.cases(scale, dtype).map(fit)
+
+
 def few_experts_apart(scale: Scale, dtype: str) -> Cases:
     """Three experts, each token through all of them: with two, a stride itself would need more than 31 bits.
 
     Of many tokens, each expert has somewhat more than the largest tiles have rows.
     """
-    few, many = (4, 140) if scale is strategies.GPU else (2, 40)
-
-    def fit(case: Case) -> Case:
-        # Whole multiples of 16: others would have a reason to be copied first.
-        return renormalized(case, few if is_plain(case) else many, E=3, El=3, k=3, I=16, Hd=16)
-
-    return MIXTURE.cases(scale, dtype).map(fit)
+    # Whole multiples of 16: others would have a reason to be copied first.
+    return _few_or_many(scale, dtype, (4, 140), (2, 40), E=3, El=3, k=3, I=16, Hd=16)
 
 
 def few_or_more_rows(scale: Scale, dtype: str) -> Cases:
@@ -65,12 +70,7 @@ def few_or_more_rows(scale: Scale, dtype: str) -> Cases:
 
 def many_rows(scale: Scale, dtype: str) -> Cases:
     """So many tokens and experts that memory for each pair of them would be more than is fair."""
-    few, many = (64, 500) if scale is strategies.GPU else (64, 64)
-
-    def fit(case: Case) -> Case:
-        return renormalized(case, few if is_plain(case) else many, E=256, El=256, k=1, I=16, Hd=16)
-
-    return MIXTURE.cases(scale, dtype).map(fit)
+    return _few_or_many(scale, dtype, (64, 500), (64, 64), E=256, El=256, k=1, I=16, Hd=16)
 
 
 def every_launch(scale: Scale, dtype: str) -> Cases:

@@ -16,6 +16,7 @@ from harness.batch import Result
 from harness.case import Case, Segment
 from harness.context import Context
 from harness.failure import Failure
+from harness.isolation import find_property
 from harness.subjects import Capabilities, load_target
 from tests.harness.support import target
 
@@ -105,6 +106,21 @@ def test_what_a_property_has_wrong_is_no_rounding(dtype: str, what: str) -> None
     with pytest.raises(Failure, match=f"{what[:-1]}.* further from the oracle") as caught:
         judge.require_within_budget(judge.run(batch), batch, oracle=replace(right, **{what: tuple(wrong)}))
     assert caught.value.symptom == "over budget"
+
+
+@pytest.mark.parametrize(
+    ("name", "fault", "one"),
+    [("gdn_decode", "head_map_interleaved", {"H": 1, "HV": 2}), ("gated_rmsnorm", "heads_differ", {"HV": 1})],
+)
+def test_where_there_is_one_head_two_are_permuted(name: str, fault: str, one: dict[str, int]) -> None:
+    norm = {"amplitude": "unit", "gate": "random", "rows": "random"}
+    case = CASES["gdn_decode"]
+    if name == "gated_rmsnorm":
+        case = Case(name, (Segment(3),), {"V": 4}, regime=norm, options={"eps": None, "float32_weight": False})
+    body = find_property(name, "heads_permuted").body
+    subject = load_target(target(fault, "faulty"))
+    with pytest.raises(Failure, match="in the order"):
+        body(context(name, subject), case.with_(dims={**case.dims, **one}))
 
 
 # -- bit by bit -------------------------------------------------------------------------------------------------------

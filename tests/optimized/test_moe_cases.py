@@ -80,6 +80,14 @@ def test_tails_have_the_rows_that_they_hold_one_and_one_too_many(scale: strategi
     assert min(left) < 0
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_used_memory_meets_steps_that_one_program_plans(seed: int) -> None:
+    # As many as a cell has on a GPU, at least.
+    found = cases("poison_independent", 20, seed)
+    assert any(is_tiled(case) and sorted_by_one_program(case) for case in found)
+    assert any(case.tokens > 64 for case in found)
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_steps_are_of_the_sizes_that_engines_have(seed: int) -> None:
     # As many as a merge on a GPU gives the three dtypes together.
