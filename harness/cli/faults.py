@@ -57,7 +57,7 @@ def command(
     valid program are listed, and do not count.
 
     Exit status 0: every fault that this device can show was found. 1: one survived or a trial went wrong. 2: bad usage.
-    130: interrupted; faults.json has what was known by then.
+    3: none of the faults can be seen on this device, so nothing is known. 130: interrupted; faults.json has what was known by then.
     """
     # Trials are forked, and a CUDA context does not survive a fork: ask the driver's library whether there is a GPU, so
     # that this question alone does not create one.
@@ -67,6 +67,8 @@ def command(
         if judging:
             from harness.cli.judging import judge
 
+            if operator or listed or generated or only_generated:
+                raise ValueError("--judging: faults in the judging code are chosen by --fault alone")
             raise typer.Exit(
                 judge(fault or (), seed=drawn, workers=workers or 2, time_limit=time_limit or 60.0, out=out)
             )
@@ -85,6 +87,9 @@ def command(
         else:
             sampled = mutation.sample(model.select(mutants, operator or ()), generated, mutation_seed)
             faults = [*model.select(catalogue, operator or ()), *sampled]
+        if not faults:
+            mutable = ", ".join(dict.fromkeys(one.operator for one in mutants))
+            raise ValueError(f"got no fault at all, expected one at least; generated ones are of {mutable} only")
         for one in faults:
             injection.changed_source(one)
     except ValueError as error:

@@ -75,6 +75,9 @@ class Column:
     def summary(self) -> dict[str, Any]:
         return matrix.summary(list(self.verdicts.values()))
 
+    def sees(self, fault: Fault) -> bool:
+        return fault.id in self.verdicts and self.verdicts[fault.id].status not in matrix.APART
+
     @property
     def missing(self) -> int:
         """Faults that its runs were about and did not come to: an interrupted run has some."""
@@ -97,11 +100,16 @@ class Matrix:
         ]
 
     @property
+    def visible(self) -> list[Fault]:
+        """What some column can see."""
+        return [fault for fault in self.faults if any(column.sees(fault) for column in self.columns)]
+
+    @property
     def exit_status(self) -> int:
-        """1: a fault survived or a trial went wrong. 3: a run is not complete. 0: neither."""
+        """1: a fault survived or a trial went wrong. 3: a run is not complete, or none of its faults can be seen. 0: neither."""
         if self.survivors:
             return 1
-        return 3 if any(column.missing for column in self.columns) else 0
+        return 3 if any(column.missing for column in self.columns) or not self.visible else 0
 
     def to_json(self) -> dict[str, Any]:
         return {

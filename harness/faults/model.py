@@ -173,18 +173,24 @@ def _fault(path: Path, data: dict[str, Any], entry: dict[str, Any]) -> Fault:
 
 
 def select(faults: Iterable[Fault], chosen_operators: Iterable[str] = (), ids: Iterable[str] = ()) -> list[Fault]:
-    """The faults of these operators and with these ids; all where none is given. ValueError for an unknown name."""
+    """The faults of these operators and with these ids; all where none is given.
+
+    Raises ValueError for an unknown name, and for an id that the operators leave out: nobody asks for a fault not to be tried.
+    """
     faults, wanted_operators, wanted = list(faults), set(chosen_operators), set(ids)
     for name in wanted_operators:
         operators.get(name)
     unknown = wanted - {fault.id for fault in faults}
     if unknown:
         raise ValueError(f"fault: got {', '.join(sorted(unknown))}, which are no faults here")
-    return [
-        fault
-        for fault in faults
-        if (not wanted_operators or fault.operator in wanted_operators) and (not wanted or fault.id in wanted)
-    ]
+    of_operators = [fault for fault in faults if not wanted_operators or fault.operator in wanted_operators]
+    left_out = wanted - {fault.id for fault in of_operators}
+    if left_out:
+        raise ValueError(
+            f"fault: got {', '.join(sorted(left_out))}, expected faults of {', '.join(sorted(wanted_operators))};"
+            " ids are enough without --operator"
+        )
+    return [fault for fault in of_operators if not wanted or fault.id in wanted]
 
 
 def listed(path: Path) -> list[str]:

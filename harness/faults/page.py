@@ -49,7 +49,7 @@ def write(matrix: Matrix, reverse: Reverse, folder: Path) -> tuple[Path, Path]:
 def headline(matrix: Matrix) -> tuple[str, str]:
     """The status of the page, ``held``, ``failed`` or ``incomplete``, and the sentence that says why."""
     alive, missing = len(matrix.survivors), sum(column.missing for column in matrix.columns)
-    seen = [f for f in matrix.faults if any(_visible(column, f) for column in matrix.columns)]
+    seen = matrix.visible
     status = {0: "held", 1: "failed", 3: "incomplete"}[matrix.exit_status]
     if alive:
         ids = len({verdict.fault.id for _, verdict in matrix.survivors})
@@ -57,12 +57,8 @@ def headline(matrix: Matrix) -> tuple[str, str]:
     if missing:
         return status, f"No fault survived, but {missing:,} were not tried"
     if not seen:
-        return "incomplete", "No fault was tried that could be seen"
+        return status, "No fault was tried that can be seen"
     return status, f"All {plural(len(seen), 'visible fault')} killed"
-
-
-def _visible(column: Column, fault: Fault) -> bool:
-    return fault.id in column.verdicts and column.verdicts[fault.id].status not in APART
 
 
 def view(matrix: Matrix, reverse: Reverse) -> dict[str, Any]:
@@ -80,7 +76,7 @@ def view(matrix: Matrix, reverse: Reverse) -> dict[str, Any]:
         "caught": Markup(
             drawing.caught(
                 {c.name: [v.seconds for v in c.verdicts.values() if v.status == "killed"] for c in matrix.columns},
-                {c.name: sum(_visible(c, f) for f in matrix.faults) for c in matrix.columns},
+                {c.name: sum(c.sees(f) for f in matrix.faults) for c in matrix.columns},
             )
         ),
         "kills": Markup(drawing.kills(_kills(reverse.standings))),

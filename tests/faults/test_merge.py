@@ -76,6 +76,7 @@ def test_one_id_means_one_change() -> None:
         ([killed(FIRST, witness("equivalence")), survived(SECOND)], 2, 1),
         ([killed(FIRST, witness("equivalence")), Verdict(FAULTS[SECOND], "error", message="went wrong")], 2, 1),
         ([killed(FIRST, witness("equivalence")), Verdict(FAULTS[SECOND], "unseen", message="no GPU")], 2, 0),
+        ([Verdict(FAULTS[SECOND], "unseen", message="no GPU")], 1, 3),
         # An interrupted run: nothing survived, but nobody knows.
         ([killed(FIRST, witness("equivalence"))], 2, 3),
     ],

@@ -184,8 +184,11 @@ def test_what_the_tier_cannot_see_is_said_and_does_not_count(tmp_path: Path) -> 
     elsewhere = replace(FAULT, tiers=("cuda",), reason="It needs a GPU.")
     (verdict,) = run([elsewhere], tmp_path)
     assert (verdict.status, verdict.message) == ("unseen", "It needs a GPU.")
-    assert matrix.exit_status([verdict]) == 0
     assert matrix.summary([verdict])["score"] is None
+    # It does not count beside others; alone, it leaves nothing known.
+    assert matrix.exit_status([verdict, Verdict(FAULT, "killed")]) == 0
+    assert matrix.exit_status([verdict]) == 3
+    assert matrix.conclusion([verdict], 1.0, "cpu").startswith("No fault was tried on cpu")
 
 
 def test_an_ambiguous_anchor_ends_the_run_before_it_begins(tmp_path: Path) -> None:
@@ -206,8 +209,18 @@ def test_the_command_writes_the_matrix(tmp_path: Path) -> None:
     assert (fault["id"], fault["status"], fault["witnesses"][0]["property"]) == (name, "killed", "equivalence")
 
 
-@pytest.mark.parametrize("arguments", [["--fault", "no-such-fault"], ["--operator", "no_such_operator"]])
-def test_an_unknown_name_is_wrong_usage(arguments: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--fault", "no-such-fault"], "got no-such-fault, which are no faults here"),
+        (["--operator", "no_such_operator"], "no_such_operator"),
+        (["--operator", "engine", "--fault", "prefill-initial-state-ignored"], "expected faults of engine"),
+        (["--operator", "engine", "--only-generated", "--generated", "3"], "got no fault at all"),
+        (["--operator", "engine", "--judging"], "chosen by --fault alone"),
+    ],
+)
+def test_a_choice_that_leaves_out_what_is_asked_for_is_wrong_usage(arguments: list[str], words: str) -> None:
     result = CliRunner().invoke(build(), ["faults", "--device", "cpu", *arguments])
     assert result.exit_code == 2
     assert "sluicegate faults:" in result.output
+    assert words in result.output
