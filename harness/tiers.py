@@ -35,7 +35,7 @@ CASES: dict[str, dict[str, dict[str, int]]] = {
             "gated_rmsnorm": 300,
             "moe_routing": 260,
             "moe": 300,
-            "engine": 100,
+            "engine": 250,
         },
     },
     "premerge": {
@@ -61,7 +61,7 @@ CASES: dict[str, dict[str, dict[str, int]]] = {
             "gated_rmsnorm": 800,
             "moe_routing": 1000,
             "moe": 1000,
-            "engine": 200,
+            "engine": 900,
         },
     },
     "nightly": {
@@ -87,7 +87,7 @@ CASES: dict[str, dict[str, dict[str, int]]] = {
             "gated_rmsnorm": 8000,
             "moe_routing": 12000,
             "moe": 10000,
-            "engine": 1500,
+            "engine": 6000,
         },
     },
 }

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from hypothesis import strategies as st
+from torch import Tensor
 
 from harness.context import Context, Property
 from harness.execution import require_device
@@ -18,16 +19,17 @@ from harness.strategies import SEEDS, Scale
 from serving.config import ModelConfig
 from serving.engine_case import SUBMITTING, EngineCase, Size
 from serving.kernel_set import KernelSet
-from serving.life import Life
+from serving.life import Life, ask
 from serving.model import HybridModel
-from serving.operator import families, lives, sizes
+from serving.operator import families, lives, sizes, submissions
+from serving.recorder import Recorder
 from serving.request import Request, Sampling
-from serving.toy import Toy
+from serving.toy import HOST, Toy
 from serving.truth import ModelTruth, ToyTruth
 from serving.weights import random_weights
 
 OPERATOR = "engine"
-TOY = Toy()
+VOCABULARY = Toy.config.vocab_size
 TINY = ModelConfig(
     vocab_size=24,
     hidden_size=16,
@@ -46,9 +48,14 @@ TINY = ModelConfig(
 )
 
 
+def toyed(context: Context, size: Size, seed: int) -> Life:
+    """A new engine on the toy, whose memory is on the device."""
+    return Life(context.function, Toy(context.device), size.settings(seed))
+
+
 def lived(context: Context, case: EngineCase) -> Life:
     """The case, lived through on the toy by a new engine."""
-    return Life(context.function, TOY, case.size.settings(case.seed)).live(case)
+    return toyed(context, case.size, case.seed).live(case)
 
 
 # -- each answer is that of the request alone ------------------------------------------------------------------------
@@ -59,6 +66,9 @@ def life_body(context: Context, case: EngineCase) -> None:
     lived(context, case).require_right(ToyTruth())
 
 
+OPTIMIZED = "optimized,moe=references"
+
+
 def models(scale: Scale, dtype: str) -> Any:
     """Lives on a tiny hybrid model: kernels that go on from any token, so that snapshots may stand anywhere."""
     return st.builds(
@@ -66,9 +76,14 @@ def models(scale: Scale, dtype: str) -> Any:
         operator=st.just(OPERATOR),
         actions=lives(2, 6),
         size=sizes(),
-        model=st.sampled_from(["references", "references", "optimized,moe=references"]),
+        model=st.sampled_from(["references", "references", OPTIMIZED]),
         seed=SEEDS,
     )
+
+
+def captured(scale: Scale, dtype: str) -> Any:
+    """Those on kernels that a graph can capture, by engines that replay graphs."""
+    return models(scale, dtype).map(lambda case: case.with_(model=OPTIMIZED, size=replaying(case.size)))
 
 
 @cache
@@ -82,10 +97,12 @@ def model_body(context: Context, case: EngineCase) -> None:
     """The same on a hybrid model: logits within the budget, tokens as they follow from them."""
     model, truth = _hybrid(case.model, context.device.type)
     # The references read indices back, which no graph can capture.
-    captured = context.device.type == "cuda" and case.model.startswith("optimized")
-    graphs = "cuda" if captured else "emulated"
+    capturable = context.device.type == "cuda" and case.model == OPTIMIZED
+    graphs = "cuda" if capturable else "emulated"
     settings = case.size.settings(case.seed, graphs=graphs, state_dtype=torch.float32)
-    Life(context.function, model, settings).live(case).require_right(truth)
+    life = Life(context.function, model, settings).live(case)
+    life.require_right(truth)
+    context.note("steps replayed", sum(report.replayed for report in life.reports))
 
 
 # -- what changes no answer ------------------------------------------------------------------------------------------
@@ -94,6 +111,11 @@ def model_body(context: Context, case: EngineCase) -> None:
 def plenty(size: Size, **changes: Any) -> Size:
     """An engine in which nothing runs out and nothing is remembered."""
     return replace(size, slots=64, pages=64 * size.pages, max_batch_size=16, interval=0, **changes)
+
+
+def replaying(size: Size) -> Size:
+    """An engine that has graphs."""
+    return replace(size, graph_sizes=size.graph_sizes or (1, 2, 4), graphs=True)
 
 
 def only(case: EngineCase, *kept: str) -> EngineCase:
@@ -114,8 +136,8 @@ def alone_body(context: Context, case: EngineCase) -> None:
     """A request beside others answers as it does in an engine of its own."""
     together = lived(context, case)
     answers = together.answers()
-    for request in case.requests(TOY.config.vocab_size):
-        by_itself = Life(context.function, TOY, plenty(case.size).settings(case.seed))
+    for request in case.requests(VOCABULARY):
+        by_itself = toyed(context, plenty(case.size), case.seed)
         by_itself.submit(request)
         by_itself.finish()
         require_same({request.id: answers[request.id]}, by_itself.answers(), "the others")
@@ -123,8 +145,8 @@ def alone_body(context: Context, case: EngineCase) -> None:
 
 def order_body(context: Context, case: EngineCase) -> None:
     """Who comes first does not matter to what is answered."""
-    forwards, backwards = (Life(context.function, TOY, case.size.settings(case.seed)) for _ in range(2))
-    requests = case.requests(TOY.config.vocab_size)
+    forwards, backwards = (toyed(context, case.size, case.seed) for _ in range(2))
+    requests = case.requests(VOCABULARY)
     for life, ordered in ((forwards, requests), (backwards, requests[::-1])):
         for request in ordered:
             life.submit(request)
@@ -143,8 +165,8 @@ def resources_body(context: Context, case: EngineCase) -> None:
 def warm_body(context: Context, case: EngineCase) -> None:
     """The same requests again, when their prefixes are remembered, answer the same."""
     size = case.size if case.size.interval else replace(case.size, interval=4)
-    life = Life(context.function, TOY, size.settings(case.seed))
-    requests = case.requests(TOY.config.vocab_size)
+    life = toyed(context, size, case.seed)
+    requests = case.requests(VOCABULARY)
     for again in (0, 1000):
         for request in requests:
             life.submit(replace(request, id=str(int(request.id) + again)))
@@ -161,12 +183,58 @@ def neighbours_body(context: Context, case: EngineCase) -> None:
     require_same(lived(context, case).answers(), lived(context, left_alone).answers(), "what was done to others")
 
 
+# -- what a step brings to the device ---------------------------------------------------------------------------------
+
+#: Some 10 ms of a GPU's clock: the host makes several steps meanwhile.
+LATE = 20_000_000
+
+
+def unsampled(scale: Scale, dtype: str) -> Any:
+    """Prompts in many pieces, of which the last one alone has a token chosen: before that, nothing makes the host wait."""
+    size = sizes().flatmap(lambda size: st.sampled_from([2, 4, 8]).map(lambda most: plenty(size, max_tokens=most)))
+    prompts = st.lists(submissions(), min_size=1, max_size=3).map(tuple)
+    return st.builds(EngineCase, operator=st.just(OPERATOR), actions=prompts, size=size, seed=SEEDS)
+
+
+def recorded(context: Context, case: EngineCase, model: Recorder) -> list[dict[str, Tensor]]:
+    """All that the model was given until every request had its answer; nobody looked at a step before that."""
+    requests = case.requests(VOCABULARY)
+    engine = ask(lambda: context.function(model, case.size.settings(case.seed)))
+    for request in requests:
+        ask(lambda request=request: engine.submit(request))
+    most = 20 + sum(len(request.prompt) + request.max_new_tokens for request in requests)
+    for _ in range(most):
+        if not engine.unfinished:
+            break
+        ask(engine.step)
+    if engine.unfinished:
+        fail("stuck", f"{len(engine.unfinished)} requests unfinished after {most} steps")
+    return model.seen
+
+
+def late_body(context: Context, case: EngineCase) -> None:
+    """What a step is given reaches the device whole, however far the host has run ahead; the truth is an engine on the host."""
+    cycles = LATE if context.device.type == "cuda" else 0
+    expected = recorded(context, case, Recorder(Toy.kernels, HOST))
+    got = recorded(context, case, Recorder(KernelSet.named(OPTIMIZED).replaced(chunk_size=4), context.device, cycles))
+    if len(got) != len(expected):
+        fail("wrong schedule", f"{len(got)} steps on a device that is late, expected {len(expected)}")
+    for number, (here, right) in enumerate(zip(got, expected, strict=True)):
+        for name, values in right.items():
+            if here[name].tolist() != values.tolist():
+                fail(
+                    "wrong metadata",
+                    f"step {number}, on a device that is late: {name} is {here[name].tolist()}, expected {values.tolist()}",
+                    mark=name,
+                )
+
+
 # -- what it costs ---------------------------------------------------------------------------------------------------
 
 
 def replays_body(context: Context, case: EngineCase) -> None:
     """A step of decodes for which there is a graph is replayed, each graph is captured once, and no other step is padded."""
-    size = replace(case.size, graph_sizes=case.size.graph_sizes or (1, 2, 4), graphs=True)
+    size = replaying(case.size)
     life = lived(context, case.with_(size=size))
     for number, report in enumerate(life.reports):
         decodes = bool(report.rows) and not any(row.is_context for row in report.rows)
@@ -189,8 +257,8 @@ def saves_body(context: Context, case: EngineCase) -> None:
     """A prompt that comes again is computed from its last snapshot on, if there is room to remember it."""
     interval = case.size.interval or 4
     size = replace(plenty(case.size), interval=interval, cut=True, hash_bits=64)
-    life = Life(context.function, TOY, size.settings(case.seed))
-    for request in case.requests(TOY.config.vocab_size):
+    life = toyed(context, size, case.seed)
+    for request in case.requests(VOCABULARY):
         life.submit(request)
         life.finish()
         # As it is, and longer: at least its last token is computed, and a snapshot stands at the last boundary before it.
@@ -215,7 +283,7 @@ def bad_requests(size: Size) -> Iterator[tuple[str, Callable[[Any], Any]]]:
 
     yield "prompt", submitted(prompt=())
     yield "prompt", submitted(prompt=(1, -1))
-    yield "prompt", submitted(prompt=(TOY.config.vocab_size,))
+    yield "prompt", submitted(prompt=(VOCABULARY,))
     yield "prompt", submitted(prompt=(1,) * size.capacity, max_new_tokens=1)
     yield "prompt", submitted(max_new_tokens=size.capacity - 1)
     yield "max_new_tokens", submitted(max_new_tokens=0)
@@ -232,7 +300,7 @@ def bad_requests(size: Size) -> Iterator[tuple[str, Callable[[Any], Any]]]:
 
 def arguments_body(context: Context, case: EngineCase) -> None:
     """A request that is malformed or can never be served is refused at once, by name, and changes nothing."""
-    life = Life(context.function, TOY, case.size.settings(case.seed))
+    life = toyed(context, case.size, case.seed)
     life.submit(Request("taken", (1, 2, 3), 2))
     life.step()
     for name, asked in bad_requests(case.size):
@@ -257,21 +325,35 @@ def arguments_body(context: Context, case: EngineCase) -> None:
 
 # -- all of it -------------------------------------------------------------------------------------------------------
 
-ON_HOST = ("cpu",)
-
-engine_life = Property("engine_life", "equivalence", life_body, weight=12, devices=ON_HOST)
-prefixes = Property("prefixes_compete", "equivalence", life_body, weight=10, devices=ON_HOST, strategy=families)
+engine_life = Property("engine_life", "equivalence", life_body, weight=12)
+prefixes = Property("prefixes_compete", "equivalence", life_body, weight=10, strategy=families)
 model_life = Property("model_life", "equivalence", model_body, examples=12, strategy=models)
-alone = Property("batch_equals_alone", "relations", alone_body, devices=ON_HOST)
-order = Property("order_of_arrival", "relations", order_body, devices=ON_HOST)
-resources = Property("resources_change_no_answer", "relations", resources_body, devices=ON_HOST)
-warm = Property("cold_equals_warm_cache", "relations", warm_body, devices=ON_HOST)
-neighbours = Property("neighbours_change_no_answer", "relations", neighbours_body, devices=ON_HOST)
-replays = Property("decodes_are_replayed", "cost", replays_body, devices=ON_HOST)
-saves = Property("prefixes_are_reused", "cost", saves_body, weight=2, devices=ON_HOST)
-arguments = Property("bad_requests", "arguments", arguments_body, examples=5, devices=ON_HOST)
+captured_life = Property("captured_life", "equivalence", model_body, weight=2, devices=("cuda",), strategy=captured)
+alone = Property("batch_equals_alone", "relations", alone_body)
+order = Property("order_of_arrival", "relations", order_body)
+resources = Property("resources_change_no_answer", "relations", resources_body)
+warm = Property("cold_equals_warm_cache", "relations", warm_body)
+neighbours = Property("neighbours_change_no_answer", "relations", neighbours_body)
+replays = Property("decodes_are_replayed", "cost", replays_body)
+late = Property("late_device", "memory", late_body, devices=("cuda",), strategy=unsampled)
+saves = Property("prefixes_are_reused", "cost", saves_body, weight=2)
+arguments = Property("bad_requests", "arguments", arguments_body, examples=5)
 
-PROPERTIES = (engine_life, prefixes, model_life, alone, order, resources, warm, neighbours, replays, saves, arguments)
+PROPERTIES = (
+    engine_life,
+    prefixes,
+    model_life,
+    captured_life,
+    alone,
+    order,
+    resources,
+    warm,
+    neighbours,
+    late,
+    replays,
+    saves,
+    arguments,
+)
 
 
 def test_property(cell: CheckedCell) -> None:

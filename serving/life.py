@@ -32,19 +32,9 @@ class Life:
     def __init__(self, factory: Callable[..., Any], model: Any, settings: EngineSettings) -> None:
         self.model = model
         self.watch = Watch(settings, model.kernels.chunk_size)
-        self.engine = self._ask(lambda: factory(model, settings))
+        self.engine = ask(lambda: factory(model, settings))
         self.reports: list[StepReport] = []
         self._most = settings.max_tokens
-
-    def _ask(self, body: Callable[[], Any]) -> Any:
-        """Whatever an engine raises is a finding about the engine."""
-        try:
-            with inflight.watched():
-                return body()
-        except Failure:
-            raise
-        except Exception as error:  # noqa: BLE001
-            execution.raised(error, "engine")
 
     # -- what is done to it -----------------------------------------------------------------------------------------
 
@@ -70,7 +60,7 @@ class Life:
                 self.step()
         elif action.what == "budget":
             tokens = 1 + (action.count - 1) % self._most
-            self._ask(lambda: self.engine.set_token_budget(tokens))
+            ask(lambda: self.engine.set_token_budget(tokens))
             self.watch.budget = tokens
         elif action.what == "finish":
             self.finish()
@@ -78,11 +68,11 @@ class Life:
             self._end(action.what, alive[-1 - action.count % len(alive)])
 
     def submit(self, request: Request) -> None:
-        self._ask(lambda: self.engine.submit(request))
+        ask(lambda: self.engine.submit(request))
         self.watch.submitted(request)
 
     def _end(self, what: str, name: str) -> None:
-        done = self._ask(lambda: getattr(self.engine, what)(name))
+        done = ask(lambda: getattr(self.engine, what)(name))
         running = self.watch.books[name].slot is not None
         wanted = what == "abort" or running
         if done != wanted:
@@ -94,9 +84,9 @@ class Life:
         self._account()
 
     def step(self) -> StepReport:
-        report: StepReport = self._ask(self.engine.step)
+        report: StepReport = ask(self.engine.step)
         self.reports.append(report)
-        self.watch.stepped(report, self._ask(self.engine.ownership))
+        self.watch.stepped(report, ask(self.engine.ownership))
         self._require_nothing_found()
         if self.watch.unfinished and not report.rows:
             fail("stuck", f"step {len(self.reports) - 1} computes nothing, and {say(self.watch.unfinished)} unfinished")
@@ -116,7 +106,7 @@ class Life:
     # -- what is judged ---------------------------------------------------------------------------------------------
 
     def _account(self) -> None:
-        self.watch.idle(self._ask(self.engine.ownership))
+        self.watch.idle(ask(self.engine.ownership))
         self._require_nothing_found()
 
     def _require_nothing_found(self) -> None:
@@ -135,6 +125,17 @@ class Life:
             findings += judge(book, tracked.outputs, tracked.logits, truth)
         if findings:
             found(findings)
+
+
+def ask(body: Callable[[], Any]) -> Any:
+    """Call an engine. Whatever it raises is a finding about the engine."""
+    try:
+        with inflight.watched():
+            return body()
+    except Failure:
+        raise
+    except Exception as error:  # noqa: BLE001
+        execution.raised(error, "engine")
 
 
 def found(findings: list[Finding]) -> None:

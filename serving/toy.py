@@ -27,6 +27,7 @@ WIDTH = 4
 VOCABULARY = 16
 #: Few enough values for ties among the logits, which must go to the lowest token.
 LEVELS = 61
+HOST = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -56,18 +57,26 @@ CONFIG = ModelConfig(
 
 
 class Toy:
-    """The model: one recurrent layer with a convolution's window, and one that attends, each one number wide."""
+    """The model: one recurrent layer with a convolution's window, and one that attends, each one number wide.
+
+    device: where the engine's tensors are. The toy always computes on the host: elsewhere it takes all that it reads from the
+    device, pools too, and brings the pools back.
+    """
 
     kernels = ToyKernels()
     config = CONFIG
     dtype = torch.float64
-    device = torch.device("cpu")
+
+    def __init__(self, device: torch.device = HOST) -> None:
+        self.device = device
 
     def __call__(self, batch: StepBatch, caches: Caches) -> Tensor:
         """Logits [rows wanted, vocabulary]. A row that reads what was never written has NaN, as in a real model."""
-        conv, delta = caches.conv[0].numpy(), caches.delta[0].numpy()
-        keys = caches.keys[0].view(-1).numpy()
-        values = caches.values[0].view(-1).numpy()
+        pools = caches.conv[0], caches.delta[0], caches.keys[0], caches.values[0]
+        # Of memory that is on the host, `cpu` is the memory itself.
+        on_host = [pool.cpu() for pool in pools]
+        conv, delta, keys, values = (pool.numpy() for pool in on_host)
+        keys, values = keys.reshape(-1), values.reshape(-1)
         size = caches.page_size
         metadata = batch.metadata
         starts, flags = metadata.query_start_loc.tolist(), metadata.has_initial_state.tolist()
@@ -94,9 +103,11 @@ class Toy:
                 places = [table[p // size] * size + p % size for p in range(reach)]
                 outputs[at] = _attend(hidden, positions[at], keys[places].tolist(), values[places].tolist())
             conv[slot, 0], delta[slot, 0, 0, 0] = window, hidden
-        return torch.tensor([_logits(outputs.get(at)) for at in batch.logit_rows.tolist()], dtype=torch.float32).view(
-            -1, VOCABULARY
-        )
+        for pool, changed in zip(pools, on_host, strict=True):
+            if changed is not pool:
+                pool.copy_(changed)
+        rows = [_logits(outputs.get(at)) for at in batch.logit_rows.tolist()]
+        return torch.tensor(rows, dtype=torch.float32, device=self.device).view(-1, VOCABULARY)
 
 
 def alone(tokens: Sequence[int]) -> Tensor:

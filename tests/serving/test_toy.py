@@ -17,9 +17,9 @@ TOKENS = [3, 1, 4, 1, 5, 9, 2, 6]
 MODEL = toy.Toy()
 
 
-def caches() -> Caches:
+def caches(device: torch.device = toy.HOST) -> Caches:
     made = Caches.allocate(
-        MODEL.config, slots=3, pages=8, page_size=2, dtype=MODEL.dtype, state_dtype=MODEL.dtype, device=MODEL.device
+        MODEL.config, slots=3, pages=8, page_size=2, dtype=MODEL.dtype, state_dtype=MODEL.dtype, device=device
     )
     # What an earlier owner left, so that reading it is no NaN but a plausible number.
     for pool in (*made.conv, *made.delta, *made.keys, *made.values):
@@ -106,3 +106,16 @@ def test_a_padding_row_reads_and_writes_nothing() -> None:
     assert torch.equal(MODEL(batch, memory), torch.zeros(1, toy.VOCABULARY))
     for name in ("conv", "delta", "keys", "values"):
         assert torch.equal(getattr(memory, name)[0], getattr(before, name)[0])
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_memory_on_a_gpu_holds_what_memory_on_the_host_holds() -> None:
+    gpu = torch.device("cuda")
+    there, here = caches(gpu), caches()
+    for start, end in ((0, 4), (4, 6)):
+        logits = toy.Toy(gpu)(step(start, end), there)
+        assert logits.is_cuda
+        assert torch.equal(logits.cpu(), MODEL(step(start, end), here))
+    for name in ("conv", "delta", "keys", "values"):
+        assert torch.equal(getattr(there, name)[0].cpu(), getattr(here, name)[0])
