@@ -20,16 +20,18 @@ from serving.config import ModelConfig
 from serving.engine_case import SUBMITTING, EngineCase, Size
 from serving.kernel_set import KernelSet
 from serving.life import Life, ask
+from serving.lives import crowds, families, lives, sizes, submissions
 from serving.model import HybridModel
-from serving.operator import families, lives, sizes, submissions
 from serving.recorder import Recorder
 from serving.request import Request, Sampling
-from serving.toy import HOST, Toy
+from serving.toy import HOST, REFERENCES, Toy
 from serving.truth import ModelTruth, ToyTruth
 from serving.weights import random_weights
 
 OPERATOR = "engine"
 VOCABULARY = Toy.config.vocab_size
+OPTIMIZED = "optimized,moe=references"
+BUILDER = KernelSet.named(OPTIMIZED).replaced(chunk_size=4)
 TINY = ModelConfig(
     vocab_size=24,
     hidden_size=16,
@@ -49,8 +51,9 @@ TINY = ModelConfig(
 
 
 def toyed(context: Context, size: Size, seed: int) -> Life:
-    """A new engine on the toy, whose memory is on the device."""
-    return Life(context.function, Toy(context.device), size.settings(seed))
+    """A new engine on the toy, whose memory is on the device; there, with the builder that brings a step over in one copy."""
+    model = Toy() if context.device == HOST else Toy(context.device, BUILDER)
+    return Life(context.function, model, size.settings(seed))
 
 
 def lived(context: Context, case: EngineCase) -> Life:
@@ -64,9 +67,6 @@ def lived(context: Context, case: EngineCase) -> Life:
 def life_body(context: Context, case: EngineCase) -> None:
     """Every step follows from the requests' histories, nothing is lost or shared, and every answer is exact."""
     lived(context, case).require_right(ToyTruth())
-
-
-OPTIMIZED = "optimized,moe=references"
 
 
 def models(scale: Scale, dtype: str) -> Any:
@@ -215,8 +215,8 @@ def recorded(context: Context, case: EngineCase, model: Recorder) -> list[dict[s
 def late_body(context: Context, case: EngineCase) -> None:
     """What a step is given reaches the device whole, however far the host has run ahead; the truth is an engine on the host."""
     cycles = LATE if context.device.type == "cuda" else 0
-    expected = recorded(context, case, Recorder(Toy.kernels, HOST))
-    got = recorded(context, case, Recorder(KernelSet.named(OPTIMIZED).replaced(chunk_size=4), context.device, cycles))
+    expected = recorded(context, case, Recorder(REFERENCES, HOST))
+    got = recorded(context, case, Recorder(BUILDER, context.device, cycles))
     if len(got) != len(expected):
         fail("wrong schedule", f"{len(got)} steps on a device that is late, expected {len(expected)}")
     for number, (here, right) in enumerate(zip(got, expected, strict=True)):
@@ -257,18 +257,25 @@ def saves_body(context: Context, case: EngineCase) -> None:
     """A prompt that comes again is computed from its last snapshot on, if there is room to remember it."""
     interval = case.size.interval or 4
     size = replace(plenty(case.size), interval=interval, cut=True, hash_bits=64)
-    life = toyed(context, size, case.seed)
-    for request in case.requests(VOCABULARY):
-        life.submit(request)
-        life.finish()
-        # As it is, and longer: at least its last token is computed, and a snapshot stands at the last boundary before it.
-        for more in ((), (0,)) if len(request.prompt) + request.max_new_tokens < size.capacity else ((),):
-            before, prompt = life.watch.saved, (*request.prompt, *more)
-            life.submit(replace(request, id=f"{request.id} again{'and longer' * len(more)}", prompt=prompt))
+    requests = case.requests(VOCABULARY)
+    # Prompts that end where a snapshot may stand, too: among others they would find what those have left.
+    whole = (request.prompt[: len(request.prompt) // interval * interval] for request in requests)
+    aligned = [replace(request, prompt=prompt) for request, prompt in zip(requests, whole, strict=True) if prompt]
+    for asked in (requests, aligned):
+        life = toyed(context, size, case.seed)
+        for request in asked:
+            life.submit(request)
             life.finish()
-            got, least = life.watch.saved - before, (len(prompt) - 1) // interval * interval
-            if got < least:
-                fail("recomputed", f"a prompt of {len(prompt)} that comes again saves {got} tokens, expected {least}")
+            # As it is, and longer: at least its last token is computed, and a snapshot stands at the last boundary before it.
+            for more in ((), (0,)) if len(request.prompt) + request.max_new_tokens < size.capacity else ((),):
+                before, prompt = life.watch.saved, (*request.prompt, *more)
+                life.submit(replace(request, id=f"{request.id} again{'and longer' * len(more)}", prompt=prompt))
+                life.finish()
+                got, least = life.watch.saved - before, (len(prompt) - 1) // interval * interval
+                if got < least:
+                    fail(
+                        "recomputed", f"a prompt of {len(prompt)} that comes again saves {got} tokens, expected {least}"
+                    )
 
 
 # -- what is refused -------------------------------------------------------------------------------------------------
@@ -327,6 +334,7 @@ def arguments_body(context: Context, case: EngineCase) -> None:
 
 engine_life = Property("engine_life", "equivalence", life_body, weight=12)
 prefixes = Property("prefixes_compete", "equivalence", life_body, weight=10, strategy=families)
+pages = Property("pages_run_out", "equivalence", life_body, weight=8, strategy=crowds)
 model_life = Property("model_life", "equivalence", model_body, examples=12, strategy=models)
 captured_life = Property("captured_life", "equivalence", model_body, weight=2, devices=("cuda",), strategy=captured)
 alone = Property("batch_equals_alone", "relations", alone_body)
@@ -342,6 +350,7 @@ arguments = Property("bad_requests", "arguments", arguments_body, examples=5)
 PROPERTIES = (
     engine_life,
     prefixes,
+    pages,
     model_life,
     captured_life,
     alone,

@@ -20,9 +20,12 @@ SAMPLINGS = (
     Sampling(temperature=1.5, top_p=0.66),
 )
 
-
+#: The operator's name.
+NAME = "engine"
 #: The actions that bring a request.
 SUBMITTING = ("submit", "again", "later")
+#: The actions whose count says which request, from the newest.
+COUNTED = ("again", "later", "abort", "preempt")
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from references.step_metadata import step_metadata
 from serving.engine import ReportRow, StepReport
+from serving.on_host import on_host
 from serving.request import Request
 from serving.settings import EngineSettings
 from serving.state import Ownership, check
@@ -73,6 +74,14 @@ class Book:
 
     def leaves(self) -> None:
         self.slot, self.computed = None, 0
+
+
+def _lists(metadata: Any) -> dict[str, list[Any] | None]:
+    """Each field's values; None where there is none."""
+    fields: dict[str, Tensor | None] = {name: getattr(metadata, name, None) for name in METADATA}
+    there = {name: field for name, field in fields.items() if field is not None}
+    values = zip(there, on_host(list(there.values())), strict=True)
+    return dict.fromkeys(METADATA) | {name: field.tolist() for name, field in values}
 
 
 class Watch:
@@ -223,13 +232,10 @@ class Watch:
         except ValueError as error:
             self._found("metadata", f"the step is none: {error}")
             return
+        got, want = _lists(report.metadata), _lists(reference)
         for name in METADATA:
-            self._judge_field(name, getattr(reference, name), getattr(report.metadata, name, None))
-
-    def _judge_field(self, name: str, want: Tensor | None, got: Tensor | None) -> None:
-        wanted, seen = (None if value is None else value.tolist() for value in (want, got))
-        if wanted != seen:
-            self._found("metadata", f"{name} as the model saw it", wanted, seen)
+            if got[name] != want[name]:
+                self._found("metadata", f"{name} as the model saw it", want[name], got[name])
 
     def _is_context(self, row: ReportRow) -> bool:
         book = self.books.get(row.request)

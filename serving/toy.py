@@ -20,6 +20,7 @@ from references.step_metadata import step_metadata
 from serving.batch import StepBatch
 from serving.caches import Caches
 from serving.config import ModelConfig
+from serving.on_host import on_host
 
 #: Products of two numbers below it stay far below 2^53, so float64 holds all of this exactly.
 PRIME = 1_000_003.0
@@ -28,6 +29,9 @@ VOCABULARY = 16
 #: Few enough values for ties among the logits, which must go to the lowest token.
 LEVELS = 61
 HOST = torch.device("cpu")
+#: What it reads of a step.
+METADATA = ("query_start_loc", "has_initial_state", "state_indices", "seq_idx")
+INPUTS = ("tokens", "positions", "write_slots", "lengths", "page_tables", "logit_rows")
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class ToyKernels:
     chunk_size: int = 4
 
 
+REFERENCES = ToyKernels()
 CONFIG = ModelConfig(
     vocab_size=VOCABULARY,
     hidden_size=1,
@@ -60,29 +65,25 @@ class Toy:
     """The model: one recurrent layer with a convolution's window, and one that attends, each one number wide.
 
     device: where the engine's tensors are. The toy always computes on the host: elsewhere it takes all that it reads from the
-    device, pools too, and brings the pools back.
+    device, pools too, and brings the pools back. kernels: of which the engine takes the builder of metadata.
     """
 
-    kernels = ToyKernels()
     config = CONFIG
     dtype = torch.float64
 
-    def __init__(self, device: torch.device = HOST) -> None:
-        self.device = device
+    def __init__(self, device: torch.device = HOST, kernels: Any = REFERENCES) -> None:
+        self.device, self.kernels = device, kernels
 
     def __call__(self, batch: StepBatch, caches: Caches) -> Tensor:
         """Logits [rows wanted, vocabulary]. A row that reads what was never written has NaN, as in a real model."""
-        pools = caches.conv[0], caches.delta[0], caches.keys[0], caches.values[0]
-        # Of memory that is on the host, `cpu` is the memory itself.
-        on_host = [pool.cpu() for pool in pools]
-        conv, delta, keys, values = (pool.numpy() for pool in on_host)
+        pools = [caches.conv[0], caches.delta[0], caches.keys[0], caches.values[0]]
+        fields = [getattr(batch.metadata, name) for name in METADATA] + [getattr(batch, name) for name in INPUTS]
+        read = on_host([*pools, *fields])
+        memory, lists = read[: len(pools)], [field.tolist() for field in read[len(pools) :]]
+        starts, flags, slots, owners, tokens, positions, writes, lengths, tables, wanted = lists
+        conv, delta, keys, values = (pool.numpy() for pool in memory)
         keys, values = keys.reshape(-1), values.reshape(-1)
         size = caches.page_size
-        metadata = batch.metadata
-        starts, flags = metadata.query_start_loc.tolist(), metadata.has_initial_state.tolist()
-        slots, owners = metadata.state_indices.tolist(), metadata.seq_idx.tolist()
-        tokens, positions = batch.tokens.tolist(), batch.positions.tolist()
-        writes, lengths = batch.write_slots.tolist(), batch.lengths.tolist()
         outputs: dict[int, float] = {}
         for row, (slot, length) in enumerate(zip(slots, lengths, strict=True)):
             if slot < 0:
@@ -92,7 +93,7 @@ class Toy:
                 window, hidden = [0.0] * (WIDTH - 1), 0.0
             else:
                 window, hidden = conv[slot, 0].tolist(), float(delta[slot, 0, 0, 0])
-            table = batch.page_tables[row].tolist()
+            table = tables[row]
             end = starts[row + 1]
             for at in range(starts[row], end):
                 owner = owners[at] if row < batch.num_contexts else row
@@ -103,10 +104,11 @@ class Toy:
                 places = [table[p // size] * size + p % size for p in range(reach)]
                 outputs[at] = _attend(hidden, positions[at], keys[places].tolist(), values[places].tolist())
             conv[slot, 0], delta[slot, 0, 0, 0] = window, hidden
-        for pool, changed in zip(pools, on_host, strict=True):
-            if changed is not pool:
-                pool.copy_(changed)
-        rows = [_logits(outputs.get(at)) for at in batch.logit_rows.tolist()]
+        if self.device != HOST:
+            changed = torch.cat([pool.reshape(-1) for pool in memory]).to(self.device)
+            for pool, part in zip(pools, changed.split([pool.numel() for pool in pools]), strict=True):
+                pool.copy_(part.view(pool.shape))
+        rows = [_logits(outputs.get(at)) for at in wanted]
         return torch.tensor(rows, dtype=torch.float32, device=self.device).view(-1, VOCABULARY)
 
 

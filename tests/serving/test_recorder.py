@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,15 +11,18 @@ import torch
 from harness import operators
 from harness.context import Context
 from harness.failure import Failure
-from properties.test_engine import LATE, late_body
+from harness.faults import injection, model
+from harness.subjects import load_target
+from properties.test_engine import late_body
 from serving.engine import Engine
 from serving.engine_case import Action, EngineCase, Size
 from serving.graphs import INPUTS
-from serving.recorder import Recorder
-from serving.toy import HOST, Toy
+from serving.toy import HOST, REFERENCES
 
 #: Nine tokens, two a step: four steps before the one that has a token chosen, then a decode.
 CASE = EngineCase("engine", (Action("submit", 9, new=2),), Size(max_tokens=2))
+#: Twelve steps before the one that has a token chosen.
+LONG = CASE.with_(actions=(Action("submit", 25, new=2),))
 OPERATOR = operators.get("engine")
 
 
@@ -32,7 +35,7 @@ def test_one_number_that_is_wrong_is_seen(name: str) -> None:
     def careless(model: Any, settings: Any) -> Engine:
         """An engine that gets one number of its second step wrong, unless it is the one that says what is right."""
         engine = Engine(model, settings)
-        if model.kernels is not Toy.kernels:
+        if model.kernels is not REFERENCES:
             made, steps = engine._inputs.batch, []
 
             def batch(*arguments: Any) -> Any:
@@ -53,25 +56,9 @@ def test_one_number_that_is_wrong_is_seen(name: str) -> None:
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-def test_the_host_runs_ahead_of_a_late_device() -> None:
-    """All pieces of a context are on their way before the device has come to the second."""
-    from serving.kernel_set import KernelSet
-
-    def timed(cycles: int) -> tuple[float, float]:
-        gpu = torch.device("cuda")
-        recorder = Recorder(KernelSet.named("optimized").replaced(chunk_size=4), gpu, cycles)
-        engine = Engine(recorder, CASE.size.settings(0))
-        for request in CASE.requests(Toy.config.vocab_size):
-            engine.submit(request)
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        for _ in range(4):
-            engine.step()
-        host = time.perf_counter() - start
-        torch.cuda.synchronize()
-        return host, time.perf_counter() - start
-
-    timed(0)
-    host, device = timed(LATE)
-    # Four waits of some 10 ms each; a host that waited for one of them would have taken a quarter of the time at least.
-    assert host < device / 4
+def test_memory_that_is_written_while_the_device_still_reads_it_is_seen(tmp_path: Path) -> None:
+    (fault,) = model.select(model.load(), ids=["engine-staging-overwritten-in-flight"])
+    gpu = torch.device("cuda")
+    late_body(Context(OPERATOR, Engine, gpu), LONG)
+    with injection.injected(fault, tmp_path) as target, pytest.raises(Failure, match="on a device that is late"):
+        late_body(Context(OPERATOR, load_target(target), gpu), LONG)
