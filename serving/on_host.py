@@ -10,13 +10,14 @@ from torch import Tensor
 
 def on_host(tensors: Sequence[Tensor]) -> list[Tensor]:
     """The same values on the host, of any dtypes. What is there already is handed back itself, not copied."""
-    if all(tensor.device.type == "cpu" for tensor in tensors):
-        return list(tensors)
+    out: list[Tensor] = list(tensors)
+    elsewhere = [place for place, tensor in enumerate(tensors) if tensor.device.type != "cpu"]
+    if not elsewhere:
+        return out
     # Wide elements first: a view as wider elements must begin at a multiple of their size.
-    places = sorted(range(len(tensors)), key=lambda place: -tensors[place].element_size())
+    places = sorted(elsewhere, key=lambda place: -tensors[place].element_size())
     flat = [tensors[place].contiguous().view(-1).view(torch.uint8) for place in places]
     packed = torch.cat(flat).cpu()
-    out: list[Tensor] = list(tensors)
     for place, part in zip(places, packed.split([len(one) for one in flat]), strict=True):
         out[place] = part.view(tensors[place].dtype).view(tensors[place].shape)
     return out

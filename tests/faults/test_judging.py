@@ -29,7 +29,7 @@ pytest_plugins = ["pytester"]
 
 FAULTS = model.load()
 LEAST = 180
-AREAS = {"references", "verdicts", "calls", "cases", "runs"}
+AREAS = {"references", "verdicts", "calls", "cases", "runs", "serving"}
 
 
 def named(fault_id: str) -> model.JudgingFault:

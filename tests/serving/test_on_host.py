@@ -28,5 +28,10 @@ def test_what_is_on_the_host_is_handed_back() -> None:
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_what_is_on_a_gpu_is_the_same_on_the_host() -> None:
-    for got, expected in zip(on_host(tensors("cuda")), tensors("cpu"), strict=True):
-        torch.testing.assert_close(got, expected, rtol=0, atol=0, equal_nan=True)
+    some = [
+        there if place % 2 else here
+        for place, (there, here) in enumerate(zip(tensors("cuda"), tensors("cpu"), strict=True))
+    ]
+    for given in (tensors("cuda"), some):
+        for got, expected in zip(on_host(given), tensors("cpu"), strict=True):
+            torch.testing.assert_close(got, expected, rtol=0, atol=0, equal_nan=True)

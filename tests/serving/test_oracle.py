@@ -42,9 +42,35 @@ def test_a_right_engine_has_no_findings() -> None:
     assert {name: book.reason for name, book in watch.books.items()} == {"a": "length", "b": "length"}
 
 
-def rows(**changes: Any) -> Tamper:
-    """The first row of the step, changed."""
-    return lambda report, own: (replace(report, rows=(replace(report.rows[0], **changes), *report.rows[1:])), own)
+def rows(number: int = 0, **changes: Any) -> Tamper:
+    """A row of the step, changed; the first one where nothing else is said."""
+
+    def tamper(report: StepReport, own: Ownership) -> tuple[StepReport, Ownership]:
+        changed = list(report.rows)
+        changed[number] = replace(changed[number], **changes)
+        return replace(report, rows=tuple(changed)), own
+
+    return tamper
+
+
+def twice(report: StepReport, own: Ownership) -> tuple[StepReport, Ownership]:
+    return replace(report, rows=(report.rows[0], *report.rows)), own
+
+
+def second_alone(report: StepReport, own: Ownership) -> tuple[StepReport, Ownership]:
+    return replace(report, rows=report.rows[1:]), own
+
+
+def pages_of_the_first(report: StepReport, own: Ownership) -> tuple[StepReport, Ownership]:
+    return rows(1, pages=report.rows[0].pages)(report, own)
+
+
+def owner_that_is_gone(report: StepReport, own: Ownership) -> tuple[StepReport, Ownership]:
+    return accounts(pages_of={**own.pages_of, "request a": ()})(report, own)
+
+
+def nobody_ends(report: StepReport, own: Ownership) -> tuple[StepReport, Ownership]:
+    return replace(report, finished=()), own
 
 
 def arguments(**changes: Any) -> Tamper:
@@ -66,6 +92,13 @@ def other_metadata(report: StepReport, own: Ownership) -> tuple[StepReport, Owne
         (0, rows(request="c"), "schedule", "request c, step 0: scheduled, but never submitted"),
         (1, rows(slot=3), "schedule", "request b, step 1: slot: got 3, expected 1"),
         (1, rows(cached=4), "schedule", "request b, step 1: tokens computed before: got 4, expected 3"),
+        (1, rows(cached=2), "schedule", "request b, step 1: tokens computed before: got 2, expected 3"),
+        (0, twice, "schedule", "request a, step 0: in two rows of one step"),
+        (0, second_alone, "schedule", "step 0: admitted, by their order of arrival: got [1], expected [0]"),
+        (0, pages_of_the_first, "accounting", "is written by request a too"),
+        (0, rows(1, cached=4), "schedule", "tokens taken from a prefix that nobody has computed: got 4, expected 0"),
+        (3, nobody_ends, "schedule", "step 3: requests that end: got [], expected [('b', 'length')]"),
+        (3, owner_that_is_gone, "accounting", "step 3: requests that own pages: got ['request a'], expected []"),
         (0, rows(cached=2), "schedule", "tokens taken from a prefix that nobody has computed: got 2, expected 0"),
         (0, rows(is_context=False), "schedule", "request a, step 0: kind of row: got decode, expected context"),
         (0, rows(new=4), "schedule", "step 0: tokens of the step: got 7, expected at most 6"),
@@ -95,6 +128,15 @@ def test_a_token_too_many_or_too_few_is_named() -> None:
     assert any("requests that end: got [('a', 'stop')], expected []" in str(f) for f in ended.findings)
 
 
+def test_a_budget_that_was_lowered_holds() -> None:
+    served, watch = engine(**SIZE), Watch(settings(**SIZE), 4)
+    served.submit(request("a", 5))
+    watch.submitted(request("a", 5))
+    watch.budget = 3
+    watch.stepped(served.step(), served.ownership())
+    assert "step 0: tokens of the step: got 4, expected at most 3" in [str(finding) for finding in watch.findings]
+
+
 def test_who_came_last_gives_way() -> None:
     watch = watched(lambda report, own: (replace(report, preempted=("a",)), own), at=1)
     assert any("request a, step 1: preempted, while one that came later stays" in str(f) for f in watch.findings)
@@ -111,8 +153,9 @@ def test_answers_are_judged_token_by_token() -> None:
     assert list(judge(book, tracked.outputs, tracked.logits, ToyTruth())) == []
     assert list(judge(book, tracked.outputs, [], ToyTruth())) == []
 
-    (other,) = judge(book, tracked.outputs[:-1], tracked.logits, ToyTruth())
-    assert "the answer, by the reports of its steps" in str(other)
+    others = [str(other) for other in judge(book, tracked.outputs[:-1], tracked.logits, ToyTruth())]
+    assert len(others) == 1
+    assert "the answer, by the reports of its steps" in others[0]
 
     wrong = [row.clone() for row in tracked.logits]
     wrong[2][5] += 0.125
@@ -121,7 +164,18 @@ def test_answers_are_judged_token_by_token() -> None:
     assert "got 0.125, expected at most 0" in str(found)
 
     nowhere = [torch.full_like(row, torch.nan) for row in tracked.logits]
-    assert len(list(judge(book, tracked.outputs, nowhere, ToyTruth()))) >= 4
+    errors = [
+        found.what for found in judge(book, tracked.outputs, nowhere, ToyTruth()) if "largest error" in found.what
+    ]
+    assert len(errors) == 4
+
+    # The last token is not the one that the engine's own logits, which are right, lead to.
+    right = book.chosen[-1]
+    book.chosen[-1] = book.outputs[-1] = (right + 1) % 16
+    unlike = [str(found) for found in judge(book, book.outputs, tracked.logits, ToyTruth())]
+    assert len(unlike) == 1
+    assert unlike[0].endswith(f"token, by the engine's own logits: got {(right + 1) % 16}, expected {right}")
+    book.chosen[-1] = book.outputs[-1] = right
 
     # A wrong token, of which nothing is recorded: one finding at its place, and those behind it are judged by what came.
     book.chosen[1] = book.outputs[1] = (book.outputs[1] + 1) % 16

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -76,6 +77,7 @@ def _metadata(name: str, value: torch.Tensor) -> Callable[[StepBatch], None]:
     [
         _swapped_pages,
         _set("positions", torch.tensor([5, 6])),
+        _set("positions", torch.tensor([7, 5])),
         _set("lengths", torch.tensor([5], dtype=torch.int32)),
         _set("write_slots", torch.tensor([9, 8])),
         _set("tokens", torch.tensor([5, 8])),
@@ -83,7 +85,17 @@ def _metadata(name: str, value: torch.Tensor) -> Callable[[StepBatch], None]:
         _metadata("has_initial_state", torch.tensor([False])),
         _metadata("seq_idx", torch.tensor([0, 1], dtype=torch.int32)),
     ],
-    ids=["pages", "positions", "lengths", "writes", "tokens", "slot", "flag", "owners"],
+    ids=[
+        "pages",
+        "positions",
+        "position of a token without logits",
+        "lengths",
+        "writes",
+        "tokens",
+        "slot",
+        "flag",
+        "owners",
+    ],
 )
 def test_one_wrong_number_changes_the_logits(change: Callable[[StepBatch], None]) -> None:
     memory = caches()
@@ -114,7 +126,10 @@ def test_memory_on_a_gpu_holds_what_memory_on_the_host_holds() -> None:
     gpu = torch.device("cuda")
     there, here = caches(gpu), caches()
     for start, end in ((0, 4), (4, 6)):
-        logits = toy.Toy(gpu)(step(start, end), there)
+        batch = step(start, end)
+        moved = {name: getattr(batch, name).to(gpu) for name in toy.INPUTS}
+        metadata = replace(batch.metadata, **{name: getattr(batch.metadata, name).to(gpu) for name in toy.METADATA})
+        logits = toy.Toy(gpu)(replace(batch, metadata=metadata, **moved), there)
         assert logits.is_cuda
         assert torch.equal(logits.cpu(), MODEL(step(start, end), here))
     for name in ("conv", "delta", "keys", "values"):

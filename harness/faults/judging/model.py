@@ -16,7 +16,7 @@ from harness.faults.model import OWN, Fault, check_fields, check_ids
 
 CATALOGUE = Path(__file__).with_name("catalogue")
 #: Where judges live.
-PACKAGES = ("harness", "references", "accuracy")
+PACKAGES = ("harness", "references", "serving", "properties", "accuracy")
 JUDGING = "judging"
 _FIELDS = {"id", "source", "wrong", "module", "find", "replace", "tests"}
 
