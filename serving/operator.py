@@ -9,7 +9,8 @@ from typing import ClassVar
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from harness.operators.base import Operator, plural
+from harness.operators.base import Operator
+from harness.plural import plural
 from harness.strategies import CHOICES, SEEDS, Scale
 from serving.engine_case import COUNTED, NAME, SUBMITTING, Action, EngineCase, Size
 from serving.lives import lives, sizes

@@ -17,7 +17,8 @@ from rich.text import Text
 
 from harness.compiling import drawing, matrix
 from harness.compiling.matrix import Cell
-from harness.report.text import Verdict, clean, duration, plural
+from harness.plural import plural
+from harness.report.text import Verdict, clean, duration
 
 SCHEMA_VERSION = 1
 #: Lines of a compiler's message that a card shows; the report has all of them.

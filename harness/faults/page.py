@@ -16,7 +16,8 @@ from harness.faults.merge import Column, Matrix
 from harness.faults.model import Fault
 from harness.faults.reverse import Reverse, Standing
 from harness.faults.verdict import Verdict
-from harness.report.text import cleaned, duration, plural
+from harness.plural import plural
+from harness.report.text import cleaned, duration
 
 _STYLES = ("solid", "dashed", "dotted")
 #: The mark of each `Standing.status` in the table of properties, and what it means.

@@ -16,6 +16,7 @@ from harness.batch import Batch, Result
 from harness.case import AnyCase, Case, Layout, Segment
 from harness.failure import Row, fail
 from harness.memory import Arena, Fill, poisoned
+from harness.plural import plural
 from harness.strategies import Scale
 
 #: 4 x 600M elements: beyond 2^31, with a stride that still fits an int32.
@@ -298,10 +299,6 @@ def only_resumed(segments: tuple[Segment, ...], states: Tensor) -> tuple[Tensor 
 
 
 # -- words ----------------------------------------------------------------------------------------------------------
-
-
-def plural(count: int, word: str) -> str:
-    return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
 def say_segments(case: Case, *, decode: bool, limit: int = 6) -> str:

@@ -15,7 +15,8 @@ from harness import execution, strategies
 from harness.case import Case, Layout, Segment
 from harness.failure import Row, fail
 from harness.memory import Arena
-from harness.operators.base import Operator, plural
+from harness.operators.base import Operator
+from harness.plural import plural
 from harness.strategies import Scale
 from references.chunk_metadata import chunk_metadata, count_extra_chunks
 

@@ -14,7 +14,8 @@ from harness.case import Case, Segment
 from harness.execution import Call
 from harness.memory import Arena
 from harness.operators import base, published
-from harness.operators.base import generator, plural, torch_dtype
+from harness.operators.base import generator, torch_dtype
+from harness.plural import plural
 from harness.strategies import Scale
 from references.gated_norm import gated_rmsnorm
 

@@ -17,7 +17,8 @@ from harness.execution import Call
 from harness.failure import Row, fail
 from harness.memory import Arena
 from harness.operators import base, expert_choice, published
-from harness.operators.base import generator, plural
+from harness.operators.base import generator
+from harness.plural import plural
 from harness.strategies import Scale
 from references.moe import moe_routing
 

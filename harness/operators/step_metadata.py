@@ -15,8 +15,9 @@ from harness import execution, inflight
 from harness.case import Step, StepCase
 from harness.failure import Failure, fail
 from harness.memory import PoisonedAllocations
-from harness.operators.base import Operator, plural
+from harness.operators.base import Operator
 from harness.operators.chunk_metadata import require_same_integers
+from harness.plural import plural
 from harness.strategies import Scale
 from references.step_metadata import step_metadata
 

@@ -11,10 +11,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from harness.plural import plural
 from harness.report import drawings, error_figures
 from harness.report.error_figures import dtype_order
 from harness.report.rows import compare
-from harness.report.text import CellKey, cell_key, cleaned, duration, plural, verdict
+from harness.report.text import CellKey, cell_key, cleaned, duration, verdict
 
 #: More than these many properties are not drawn in the drawing of times; the smallest are summed.
 MOST_TIMES = 24

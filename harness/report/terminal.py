@@ -14,8 +14,9 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from harness.plural import plural
 from harness.report.rows import Comparison, compare
-from harness.report.text import cleaned, duration, plural, verdict
+from harness.report.text import cleaned, duration, verdict
 
 #: More rows and longer tracebacks are in the HTML page and in the failure's own file.
 ROWS = 4

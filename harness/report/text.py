@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from harness.plural import plural
+
 #: Colour and cursor sequences of a terminal, which tracebacks of other tools may carry.
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 #: What XML 1.0 cannot hold, not even escaped; the C1 range and lone surrogates go with it.
@@ -28,11 +30,6 @@ def cleaned(value: T) -> T:
     if isinstance(value, list | tuple):
         return [cleaned(v) for v in value]  # type: ignore[return-value]
     return value
-
-
-def plural(count: int, noun: str) -> str:
-    """``1 cell``, ``1,200 cells``."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:

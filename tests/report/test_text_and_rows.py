@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
+from harness.plural import plural
 from harness.report.rows import ABSENT, compare
-from harness.report.text import clean, cleaned, compact, duration, plural, verdict
+from harness.report.text import clean, cleaned, compact, duration, verdict
 
 
 def row(
