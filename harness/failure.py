@@ -35,6 +35,7 @@ SYMPTOMS = (
     "not capturable",
     "address moved",
     "wrong metadata",
+    "wrong inputs",
     "wrong schedule",
     "wrong accounting",
     "wrong answer",

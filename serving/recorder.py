@@ -15,7 +15,7 @@ from torch.nn.functional import one_hot
 from serving import toy
 from serving.batch import StepBatch
 from serving.caches import Caches
-from serving.graphs import INPUTS, METADATA
+from serving.oracle import METADATA
 
 
 class Recorder:
@@ -24,7 +24,7 @@ class Recorder:
     kernels: of which the engine takes the builder of metadata. cycles: of the device's clock that a step waits; CUDA only.
 
     Attributes:
-        seen: what each step was given, by name, as copies on the device.
+        seen: what each call was given, by name, as copies on the device; None for chunks that a step has not.
     """
 
     config = toy.CONFIG
@@ -32,14 +32,16 @@ class Recorder:
 
     def __init__(self, kernels: Any, device: torch.device, cycles: int = 0) -> None:
         self.kernels, self.device, self._cycles = kernels, device, cycles
-        self.seen: list[dict[str, Tensor]] = []
+        self.seen: list[dict[str, Tensor | None]] = []
 
     def __call__(self, batch: StepBatch, caches: Caches) -> Tensor:
         """Logits [rows wanted, vocabulary]."""
         if self._cycles:
             torch.cuda._sleep(self._cycles)
-        fields = {name: getattr(batch, name) for name in INPUTS}
-        fields |= {name: getattr(batch.metadata, name) for name in (*METADATA, "seq_idx")}
-        self.seen.append({name: field.clone() for name, field in fields.items()})
+        fields: dict[str, Tensor | None] = {name: getattr(batch, name) for name in toy.INPUTS}
+        fields |= {name: getattr(batch.metadata, name) for name in METADATA}
+        given = {name: field for name, field in fields.items() if field is not None}
+        toy.require_there(self.device, given)
+        self.seen.append(dict.fromkeys(fields) | {name: field.clone() for name, field in given.items()})
         likeliest = (3 * batch.tokens + batch.positions)[batch.logit_rows] % toy.VOCABULARY
         return one_hot(likeliest, toy.VOCABULARY).float()

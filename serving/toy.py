@@ -9,7 +9,7 @@ float64 holds exactly. One wrong number changes its logits for sure, its oracle 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,12 +77,14 @@ class Toy:
     def __call__(self, batch: StepBatch, caches: Caches) -> Tensor:
         """Logits [rows wanted, vocabulary]. A row that reads what was never written has NaN, as in a real model."""
         pools = [caches.conv[0], caches.delta[0], caches.keys[0], caches.values[0]]
-        fields = [getattr(batch.metadata, name) for name in METADATA] + [getattr(batch, name) for name in INPUTS]
-        read = on_host([*pools, *fields])
+        fields = {name: getattr(batch.metadata, name) for name in METADATA} | {
+            name: getattr(batch, name) for name in INPUTS
+        }
+        require_there(self.device, dict(zip(("conv", "delta", "keys", "values"), pools, strict=True)) | fields)
+        read = on_host([*pools, *fields.values()])
         memory, lists = read[: len(pools)], [field.tolist() for field in read[len(pools) :]]
         starts, flags, slots, owners, tokens, positions, writes, lengths, tables, wanted = lists
         conv, delta, keys, values = (pool.numpy() for pool in memory)
-        keys, values = keys.reshape(-1), values.reshape(-1)
         size = caches.page_size
         outputs: dict[int, float] = {}
         for row, (slot, length) in enumerate(zip(slots, lengths, strict=True)):
@@ -99,17 +101,26 @@ class Toy:
                 owner = owners[at] if row < batch.num_contexts else row
                 window, hidden = _recur(window, hidden, tokens[at] + 100 * (owner - row))
                 if writes[at] >= 0:
-                    keys[writes[at]], values[writes[at]] = _remember(hidden, positions[at])
+                    place = (*divmod(writes[at], size), 0, 0)
+                    keys[place], values[place] = _remember(hidden, positions[at])
                 reach = length - (end - 1 - at)
-                places = [table[p // size] * size + p % size for p in range(reach)]
+                places = [table[p // size] for p in range(reach)], [p % size for p in range(reach)], 0, 0
                 outputs[at] = _attend(hidden, positions[at], keys[places].tolist(), values[places].tolist())
             conv[slot, 0], delta[slot, 0, 0, 0] = window, hidden
+        # All on one stream: nothing is written to the pools meanwhile.
         if self.device != HOST:
             changed = torch.cat([pool.reshape(-1) for pool in memory]).to(self.device)
             for pool, part in zip(pools, changed.split([pool.numel() for pool in pools]), strict=True):
                 pool.copy_(part.view(pool.shape))
         rows = [_logits(outputs.get(at)) for at in wanted]
         return torch.tensor(rows, dtype=torch.float32, device=self.device).view(-1, VOCABULARY)
+
+
+def require_there(device: torch.device, tensors: Mapping[str, Tensor]) -> None:
+    """ValueError for one of these that is elsewhere: kernels would read an address of another memory."""
+    for name, tensor in tensors.items():
+        if tensor.device.type != device.type:
+            raise ValueError(f"{name}: got a tensor on {tensor.device}, expected {device}, where the model is")
 
 
 def alone(tokens: Sequence[int]) -> Tensor:

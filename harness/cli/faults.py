@@ -16,13 +16,21 @@ if TYPE_CHECKING:
     from harness.faults.verdict import Verdict
 
 USAGE = 2
+#: What chooses or tries faults of subjects, and says nothing to those of the judging code.
+FOR_SUBJECTS = ("device", "operator", "listed", "generated", "only_generated", "mutation_seed", "tier", "witnesses")
 #: Seconds for a fault. On a GPU most of them go to the compiler: a shape more is a kernel more.
 TIME_LIMIT = {"cpu": 60.0, "cuda": 300.0}
 #: What a shell says of a command that Ctrl-C ended.
 INTERRUPTED = 130
 
 
+def _said(context: typer.Context, name: str) -> bool:
+    """Whether the command line has this option. Compared by name: whose enumeration it is depends on typer's version."""
+    return getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+
+
 def command(
+    context: typer.Context,
     device: Annotated[DeviceChoice, typer.Option(help="Where to run.")] = "auto",
     operator: Annotated[list[str] | None, typer.Option(help="Only faults of this operator; may be repeated.")] = None,
     fault: Annotated[list[str] | None, typer.Option(help="Only the fault of this id; may be repeated.")] = None,
@@ -57,7 +65,8 @@ def command(
     valid program are listed, and do not count.
 
     Exit status 0: every fault that this device can show was found. 1: one survived or a trial went wrong. 2: bad usage.
-    3: none of the faults can be seen on this device, so nothing is known. 130: interrupted; faults.json has what was known by then.
+    3: none of the faults counts (unseen on this device, proven equivalent, no valid program), so nothing is known.
+    130: interrupted; faults.json has what was known by then.
     """
     # Trials are forked, and a CUDA context does not survive a fork: ask the driver's library whether there is a GPU, so
     # that this question alone does not create one.
@@ -67,8 +76,13 @@ def command(
         if judging:
             from harness.cli.judging import judge
 
-            if operator or listed or generated or only_generated:
-                raise ValueError("--judging: faults in the judging code are chosen by --fault alone")
+            given = [name for name in FOR_SUBJECTS if _said(context, name)]
+            if given:
+                options = ", ".join("--" + {"listed": "list"}.get(name, name.replace("_", "-")) for name in given)
+                raise ValueError(
+                    f"--judging: got {options} too, expected of such options --fault alone: tests of this repository try its faults,"
+                    " on a CPU"
+                )
             raise typer.Exit(
                 judge(fault or (), seed=drawn, workers=workers or 2, time_limit=time_limit or 60.0, out=out)
             )
@@ -81,15 +95,28 @@ def command(
             raise ValueError("--only-generated: got no --generated, expected how many; say --generated 40")
         catalogue = [] if only_generated else model.load()
         mutants = mutation.every() if generated or only_generated else []
-        ids = [*(fault or ()), *(model.listed(listed) if listed else ())]
-        if ids:
-            faults = model.select([*catalogue, *mutants], operator or (), ids)
+        everything = [*catalogue, *mutants]
+        if fault or listed:
+            # Whoever names a fault wants it tried; a list may be of all operators, and is searched for those of one.
+            by_list = model.select(everything, ids=model.listed(listed)) if listed else []
+            named = model.select(everything, operator or (), fault) if fault else []
+            faults = [*named, *(one for one in model.select(by_list, operator or ()) if one not in named)]
+            if not faults:
+                raise ValueError(f"--list {listed}: got no fault of {', '.join(operator or ())}, expected one at least")
         else:
             sampled = mutation.sample(model.select(mutants, operator or ()), generated, mutation_seed)
+            if generated and not sampled:
+                some = ", ".join(dict.fromkeys(one.operator for one in mutants)) or "none"
+                raise ValueError(
+                    f"--generated: there is no generated fault of {', '.join(operator or ())}; of the operators here, of {some};"
+                    " leave --generated out, or name one of these"
+                )
             faults = [*model.select(catalogue, operator or ()), *sampled]
-        if not faults:
-            mutable = ", ".join(dict.fromkeys(one.operator for one in mutants))
-            raise ValueError(f"got no fault at all, expected one at least; generated ones are of {mutable} only")
+            if not faults:
+                raise ValueError(
+                    f"--operator: the catalogue has no fault of {', '.join(operator or ())}, expected one at least; a package"
+                    " that brings an operator brings no faults of it"
+                )
         for one in faults:
             injection.changed_source(one)
     except ValueError as error:

@@ -22,7 +22,7 @@ def command(
     Runs of one device and tier share a column; a fault may be in one of them only.
 
     Exit status 0: every fault that a tier can show was killed there. 1: one survived or a trial went wrong. 2: bad usage. 3: a
-    run was interrupted, or no fault could be seen.
+    run was interrupted, or of a device and tier no fault counts.
     """
     try:
         # Operators and suites are imported to know which properties and values there are; nothing is run.

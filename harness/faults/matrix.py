@@ -35,7 +35,7 @@ APART = ("invalid", "equivalent", "unseen")
 
 
 def exit_status(verdicts: Sequence[Verdict]) -> int:
-    """0: every fault that this device can show was killed. 1: one survived, whatever its reason. 3: none was tried."""
+    """0: every fault that this device can show was killed. 1: one survived, whatever its reason. 3: none counts."""
     if any(v.status in ("survived", "error") for v in verdicts):
         return 1
     return 3 if all(v.status in APART for v in verdicts) else 0
@@ -145,7 +145,7 @@ def conclusion(verdicts: Sequence[Verdict], wall_seconds: float, device: str, ti
     by = f" by the {tier} tier" if tier else ""
     text = f"{s['killed']} of {visible} faults killed on {device}{by} in {wall_seconds:.0f} s"
     if not visible:
-        text = f"No fault was tried on {device} that can be seen there, so nothing is known"
+        text = f"No fault counts on {device}, so nothing is known"
     if s["median_seconds"] is not None:
         text += f"; median {s['median_seconds']:.1f} s to the kill, slowest {s['slowest_seconds']:.1f} s"
     for status, words in (

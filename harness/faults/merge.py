@@ -105,11 +105,16 @@ class Matrix:
         return [fault for fault in self.faults if any(column.sees(fault) for column in self.columns)]
 
     @property
+    def blind(self) -> list[Column]:
+        """Columns in which no fault counts: all of theirs are unseen there, proven equivalent or no valid program."""
+        return [column for column in self.columns if not any(column.sees(fault) for fault in self.faults)]
+
+    @property
     def exit_status(self) -> int:
-        """1: a fault survived or a trial went wrong. 3: a run is not complete, or none of its faults can be seen. 0: neither."""
+        """1: a fault survived or a trial went wrong. 3: a column is not complete, or no fault of it counts. 0: neither."""
         if self.survivors:
             return 1
-        return 3 if any(column.missing for column in self.columns) or not self.visible else 0
+        return 3 if any(column.missing for column in self.columns) or self.blind else 0
 
     def to_json(self) -> dict[str, Any]:
         return {

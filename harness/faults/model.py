@@ -184,10 +184,11 @@ def select(faults: Iterable[Fault], chosen_operators: Iterable[str] = (), ids: I
     if unknown:
         raise ValueError(f"fault: got {', '.join(sorted(unknown))}, which are no faults here")
     of_operators = [fault for fault in faults if not wanted_operators or fault.operator in wanted_operators]
-    left_out = wanted - {fault.id for fault in of_operators}
+    left_out = sorted(wanted - {fault.id for fault in of_operators})
     if left_out:
+        more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
         raise ValueError(
-            f"fault: got {', '.join(sorted(left_out))}, expected faults of {', '.join(sorted(wanted_operators))};"
+            f"fault: got {', '.join(left_out[:3])}{more}, expected faults of {', '.join(sorted(wanted_operators))};"
             " ids are enough without --operator"
         )
     return [fault for fault in of_operators if not wanted or fault.id in wanted]

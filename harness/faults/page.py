@@ -57,8 +57,11 @@ def headline(matrix: Matrix) -> tuple[str, str]:
         return status, f"{ids:,} of {plural(len(seen), 'visible fault')} survived or went wrong"
     if missing:
         return status, f"No fault survived, but {missing:,} were not tried"
-    if not seen:
-        return status, "No fault was tried that can be seen"
+    if matrix.blind:
+        return (
+            status,
+            f"No fault counts on {', '.join(column.name for column in matrix.blind)}, so nothing is known of it",
+        )
     return status, f"All {plural(len(seen), 'visible fault')} killed"
 
 

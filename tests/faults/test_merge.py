@@ -87,6 +87,25 @@ def test_exit_status(verdicts: list[Verdict], planned: int, status: int) -> None
     assert page.headline(merged)[0] == {0: "held", 1: "failed", 3: "incomplete"}[status]
 
 
+@pytest.mark.parametrize(
+    ("verdicts", "planned", "sentence"),
+    [
+        ([Verdict(FAULTS[SECOND], "unseen", message="no GPU")], 1, "No fault counts on cpu quick"),
+        ([Verdict(FAULTS[SECOND], "equivalent", message="the same")], 1, "No fault counts on cpu quick"),
+        ([killed(FIRST, witness("equivalence"))], 2, "No fault survived, but 1 were not tried"),
+    ],
+)
+def test_one_column_does_not_hide_that_nothing_is_known_of_another(
+    verdicts: list[Verdict], planned: int, sentence: str
+) -> None:
+    whole = run([killed(FIRST, witness("equivalence"))])
+    merged = merge.merge([whole, run(verdicts, tier="quick", planned=planned)])
+    assert merged.exit_status == 3
+    status, said = page.headline(merged)
+    assert status == "incomplete"
+    assert said.startswith(sentence)
+
+
 def test_the_command_merges_two_runs_and_is_red_for_a_survivor(tmp_path: Path) -> None:
     good = save([killed(FIRST, witness("equivalence"))], tmp_path / "good.json")
     bad = save([survived(FIRST)], tmp_path / "bad.json", tier="quick")

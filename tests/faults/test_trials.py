@@ -188,7 +188,7 @@ def test_what_the_tier_cannot_see_is_said_and_does_not_count(tmp_path: Path) -> 
     # It does not count beside others; alone, it leaves nothing known.
     assert matrix.exit_status([verdict, Verdict(FAULT, "killed")]) == 0
     assert matrix.exit_status([verdict]) == 3
-    assert matrix.conclusion([verdict], 1.0, "cpu").startswith("No fault was tried on cpu")
+    assert matrix.conclusion([verdict], 1.0, "cpu").startswith("No fault counts on cpu")
 
 
 def test_an_ambiguous_anchor_ends_the_run_before_it_begins(tmp_path: Path) -> None:
@@ -209,17 +209,32 @@ def test_the_command_writes_the_matrix(tmp_path: Path) -> None:
     assert (fault["id"], fault["status"], fault["witnesses"][0]["property"]) == (name, "killed", "equivalence")
 
 
+def test_a_list_is_searched_for_the_faults_of_an_operator(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("prefill-initial-state-ignored\nengine-slot-freed-twice\n")
+    arguments = ["--list", str(tmp_path / "list.txt"), "--operator", "engine", "--seed", "3", "--out", str(tmp_path)]
+    result = CliRunner().invoke(build(), ["faults", "--device", "cpu", *arguments])
+    assert result.exit_code == 0, result.output
+    (fault,) = json.loads((tmp_path / "faults.json").read_text())["faults"]
+    assert fault["id"] == "engine-slot-freed-twice"
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--fault", "no-such-fault"], "got no-such-fault, which are no faults here"),
         (["--operator", "no_such_operator"], "no_such_operator"),
         (["--operator", "engine", "--fault", "prefill-initial-state-ignored"], "expected faults of engine"),
-        (["--operator", "engine", "--only-generated", "--generated", "3"], "got no fault at all"),
-        (["--operator", "engine", "--judging"], "chosen by --fault alone"),
+        (["--operator", "engine", "--only-generated", "--generated", "3"], "no generated fault of engine"),
+        (["--operator", "engine", "--generated", "3"], "no generated fault of engine"),
+        (["--operator", "engine", "--judging"], "--judging: got --device, --operator too"),
+        (["--list", "LIST", "--operator", "moe"], "got no fault of moe"),
     ],
 )
-def test_a_choice_that_leaves_out_what_is_asked_for_is_wrong_usage(arguments: list[str], words: str) -> None:
+def test_a_choice_that_leaves_out_what_is_asked_for_is_wrong_usage(
+    arguments: list[str], words: str, tmp_path: Path
+) -> None:
+    (tmp_path / "list.txt").write_text("prefill-initial-state-ignored\nengine-abort-leaks\n")
+    arguments = [str(tmp_path / "list.txt") if one == "LIST" else one for one in arguments]
     result = CliRunner().invoke(build(), ["faults", "--device", "cpu", *arguments])
     assert result.exit_code == 2
     assert "sluicegate faults:" in result.output

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from serving.on_host import on_host
+from serving.on_host import on_host, packed, unpacked
 
 
 def tensors(device: str) -> list[torch.Tensor]:
@@ -23,6 +23,14 @@ def tensors(device: str) -> list[torch.Tensor]:
 def test_what_is_on_the_host_is_handed_back() -> None:
     given = tensors("cpu")
     assert all(got is one for got, one in zip(on_host(given), given, strict=True))
+
+
+def test_what_was_packed_is_unpacked() -> None:
+    given = tensors("cpu")
+    content = packed(given)
+    assert (content.dtype, len(content)) == (torch.uint8, 3 + 24 + 0 + 16 + 8 + 2)
+    for got, expected in zip(unpacked(content, given), given, strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.cuda

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, seed, settings
 
 from harness import operators
 from harness.context import Context
 from harness.failure import Failure
 from harness.faults import injection, model
+from harness.strategies import CPU
 from harness.subjects import load_target
-from properties.test_engine import late_body
+from properties.test_engine import UNSAMPLED, late_body, recorded, unsampled
 from serving.engine import Engine
 from serving.engine_case import Action, EngineCase, Size
-from serving.graphs import INPUTS
-from serving.toy import HOST, REFERENCES
+from serving.oracle import METADATA
+from serving.recorder import Recorder
+from serving.toy import HOST, INPUTS, REFERENCES
 
 #: Nine tokens, two a step: four steps before the one that has a token chosen, then a decode.
 CASE = EngineCase("engine", (Action("submit", 9, new=2),), Size(max_tokens=2))
@@ -30,18 +34,24 @@ def test_our_engine_brings_everything() -> None:
     late_body(Context(OPERATOR, Engine, HOST), CASE)
 
 
-@pytest.mark.parametrize("name", INPUTS)
+@pytest.mark.parametrize("name", [*INPUTS, *METADATA])
 def test_one_number_that_is_wrong_is_seen(name: str) -> None:
-    def careless(model: Any, settings: Any) -> Engine:
+    def careless(model: Any, size: Any) -> Engine:
         """An engine that gets one number of its second step wrong, unless it is the one that says what is right."""
-        engine = Engine(model, settings)
+        engine = Engine(model, size)
         if model.kernels is not REFERENCES:
             made, steps = engine._inputs.batch, []
 
             def batch(*arguments: Any) -> Any:
                 steps.append(made(*arguments))
                 if len(steps) == 2:
-                    getattr(steps[-1], name).view(-1)[:1] -= 1
+                    owner = steps[-1].metadata if name in METADATA else steps[-1]
+                    wrong = getattr(owner, name).clone()
+                    wrong.view(-1)[:1] = ~wrong.view(-1)[:1] if wrong.dtype == torch.bool else wrong.view(-1)[:1] - 1
+                    steps[-1] = replace(
+                        steps[-1],
+                        **({"metadata": replace(owner, **{name: wrong})} if name in METADATA else {name: wrong}),
+                    )
                 return steps[-1]
 
             engine._inputs.batch = batch  # type: ignore[method-assign]
@@ -51,7 +61,39 @@ def test_one_number_that_is_wrong_is_seen(name: str) -> None:
     case = CASE if name != "logit_rows" else CASE.with_(size=Size(max_tokens=5))
     with pytest.raises(Failure, match=rf"step 1, .*: {name} is") as caught:
         late_body(Context(OPERATOR, careless, HOST), case)
-    assert caught.value.symptom == "wrong metadata"
+    assert caught.value.symptom == "wrong inputs"
+
+
+def test_an_engine_that_takes_other_steps_is_seen() -> None:
+    def hasty(model: Any, size: Any) -> Engine:
+        return Engine(model, size if model.kernels is REFERENCES else replace(size, max_tokens=3))
+
+    with pytest.raises(Failure, match="called 4 times on a device that is late, expected 6"):
+        late_body(Context(OPERATOR, hasty, HOST), CASE)
+
+
+def test_an_engine_that_never_ends_is_seen() -> None:
+    def idle(model: Any, size: Any) -> Engine:
+        engine = Engine(model, size)
+        engine.step = lambda: None  # type: ignore[assignment,method-assign,return-value]
+        return engine
+
+    with pytest.raises(Failure, match="request 0 unfinished after 31 steps"):
+        late_body(Context(OPERATOR, idle, HOST), CASE)
+
+
+def test_nothing_makes_the_host_wait_at_first() -> None:
+    """Each case begins with three steps at least that have no token chosen."""
+    context = Context(OPERATOR, Engine, HOST)
+
+    @seed(1)
+    @settings(max_examples=40, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(unsampled(CPU, "float32"))
+    def begins(case: EngineCase) -> None:
+        calls = recorded(context, case, Recorder(REFERENCES, HOST))
+        assert [call["logit_rows"] for call in calls[:UNSAMPLED]] == [[]] * UNSAMPLED
+
+    begins()
 
 
 @pytest.mark.cuda

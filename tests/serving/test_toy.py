@@ -120,6 +120,31 @@ def test_a_padding_row_reads_and_writes_nothing() -> None:
         assert torch.equal(getattr(memory, name)[0], getattr(before, name)[0])
 
 
+def test_pools_may_have_strides() -> None:
+    """As those of an engine that keeps keys and values beside each other."""
+    strided = caches()
+    for pools in (strided.conv, strided.delta, strided.keys, strided.values):
+        pools[0] = torch.stack([pools[0], pools[0]], dim=1)[:, 0]
+        assert not pools[0].is_contiguous()
+    dense = caches()
+    for start, end in ((0, 4), (4, 6)):
+        assert torch.equal(MODEL(step(start, end), strided), MODEL(step(start, end), dense))
+
+
+@pytest.mark.parametrize("name", ["keys", "tokens", "seq_idx"])
+def test_what_is_elsewhere_is_refused(name: str) -> None:
+    there = torch.device("meta")
+    batch, memory = step(0, 4), caches()
+    if name == "keys":
+        memory.keys[0] = memory.keys[0].to(there)
+    elif name == "tokens":
+        batch = replace(batch, tokens=batch.tokens.to(there))
+    else:
+        batch = replace(batch, metadata=replace(batch.metadata, seq_idx=batch.metadata.seq_idx.to(there)))
+    with pytest.raises(ValueError, match=f"{name}: got a tensor on meta, expected cpu"):
+        MODEL(batch, memory)
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_memory_on_a_gpu_holds_what_memory_on_the_host_holds() -> None:
