@@ -1,4 +1,4 @@
-"""Lives of small engines, as Hypothesis draws them: anything in any order, and three kinds of trouble on purpose."""
+"""Lives of small engines, as Hypothesis draws them: anything in any order, and two kinds of trouble on purpose."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import torch
 from references.step_metadata import step_metadata
 from serving.answers import judge
 from serving.engine import StepReport
-from serving.oracle import Finding, Watch
+from serving.oracle import METADATA, Finding, Watch
 from serving.state import Ownership
 from serving.truth import ToyTruth
 from tests.serving.engines import engine, request, settings
@@ -81,6 +81,17 @@ def accounts(**changes: Any) -> Tamper:
     return lambda report, own: (report, replace(own, **changes))
 
 
+def metadata(name: str, number: int = -1) -> Tamper:
+    """One number of a field that the model saw, changed."""
+
+    def tamper(report: StepReport, own: Ownership) -> tuple[StepReport, Ownership]:
+        wrong = getattr(report.metadata, name).clone()
+        wrong[number] = not wrong[number] if wrong.dtype == torch.bool else wrong[number] + 1
+        return replace(report, metadata=replace(report.metadata, **{name: wrong})), own
+
+    return tamper
+
+
 def other_metadata(report: StepReport, own: Ownership) -> tuple[StepReport, Ownership]:
     lists = report.arguments | {"num_cached_tokens": [0] * len(report.arguments["seq_lens"])}
     return replace(report, metadata=step_metadata(4, 4, "cpu").prepare(**lists)), own
@@ -111,6 +122,7 @@ def other_metadata(report: StepReport, own: Ownership) -> tuple[StepReport, Owne
             "metadata",
             "has_initial_state as the model saw it: got [False, False], expected [True, True]",
         ),
+        *((1, metadata(name), "metadata", f"step 1: {name} as the model saw it: got [") for name in METADATA),
         (1, accounts(free_slots=()), "accounting", "slot 3: leaked, neither free nor owned"),
         (1, accounts(slot_of={}), "accounting", "slots of the requests: got {}, expected"),
         (1, accounts(tokens={}), "accounting", "request a: tokens computed: got None, expected 4"),
