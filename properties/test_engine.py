@@ -212,8 +212,6 @@ def neighbours_body(context: Context, case: EngineCase) -> None:
 
 #: Some 10 ms of a GPU's clock: the host makes several steps meanwhile.
 LATE = 20_000_000
-
-
 #: Steps without a token chosen that a case begins with, at least: two buffers take turns, so the third overwrites the first.
 UNSAMPLED = 3
 

@@ -87,36 +87,18 @@ def command(
                 judge(fault or (), seed=drawn, workers=workers or 2, time_limit=time_limit or 60.0, out=out)
             )
         chosen = choose(device)
-        from harness.faults import injection, matrix, merge, model, mutation, page, reverse, runner
+        from harness.faults import choice, injection, matrix, merge, page, reverse, runner
         from harness.faults.verdict import Settings
         from harness.verification import default_workers
 
-        if only_generated and not (generated or fault or listed):
-            raise ValueError("--only-generated: got no --generated, expected how many; say --generated 40")
-        catalogue = [] if only_generated else model.load()
-        mutants = mutation.every() if generated or only_generated else []
-        everything = [*catalogue, *mutants]
-        if fault or listed:
-            # Whoever names a fault wants it tried; a list may be of all operators, and is searched for those of one.
-            by_list = model.select(everything, ids=model.listed(listed)) if listed else []
-            named = model.select(everything, operator or (), fault) if fault else []
-            faults = [*named, *(one for one in model.select(by_list, operator or ()) if one not in named)]
-            if not faults:
-                raise ValueError(f"--list {listed}: got no fault of {', '.join(operator or ())}, expected one at least")
-        else:
-            sampled = mutation.sample(model.select(mutants, operator or ()), generated, mutation_seed)
-            if generated and not sampled:
-                some = ", ".join(dict.fromkeys(one.operator for one in mutants)) or "none"
-                raise ValueError(
-                    f"--generated: there is no generated fault of {', '.join(operator or ())}; of the operators here, of {some};"
-                    " leave --generated out, or name one of these"
-                )
-            faults = [*model.select(catalogue, operator or ()), *sampled]
-            if not faults:
-                raise ValueError(
-                    f"--operator: the catalogue has no fault of {', '.join(operator or ())}, expected one at least; a package"
-                    " that brings an operator brings no faults of it"
-                )
+        faults = choice.choose(
+            operator or (),
+            fault or (),
+            listed,
+            generated=generated,
+            only_generated=only_generated,
+            mutation_seed=mutation_seed,
+        )
         for one in faults:
             injection.changed_source(one)
     except ValueError as error:
