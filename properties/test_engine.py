@@ -105,7 +105,7 @@ def model_body(context: Context, case: EngineCase) -> None:
     graphs = "cuda" if capturable else "emulated"
     settings = case.size.settings(case.seed, graphs=graphs, state_dtype=torch.float32)
     life = Life(context.function, model, settings).live(case)
-    if case.size.graphs and case.size.graph_sizes:
+    if settings.graphs != "off":
         require_replayed(life, case.size)
     life.require_right(truth)
 

@@ -29,7 +29,8 @@ VOCABULARY = 16
 #: Few enough values for ties among the logits, which must go to the lowest token.
 LEVELS = 61
 HOST = torch.device("cpu")
-#: What it reads of a step.
+#: What it reads of an engine's memory, and of a step.
+POOLS = ("conv", "delta", "keys", "values")
 METADATA = ("query_start_loc", "has_initial_state", "state_indices", "seq_idx")
 INPUTS = ("tokens", "positions", "write_slots", "lengths", "page_tables", "logit_rows")
 
@@ -76,12 +77,11 @@ class Toy:
 
     def __call__(self, batch: StepBatch, caches: Caches) -> Tensor:
         """Logits [rows wanted, vocabulary]. A row that reads what was never written has NaN, as in a real model."""
-        pools = [caches.conv[0], caches.delta[0], caches.keys[0], caches.values[0]]
-        fields = {name: getattr(batch.metadata, name) for name in METADATA} | {
-            name: getattr(batch, name) for name in INPUTS
-        }
-        require_there(self.device, dict(zip(("conv", "delta", "keys", "values"), pools, strict=True)) | fields)
-        read = on_host([*pools, *fields.values()])
+        pools = {name: getattr(caches, name)[0] for name in POOLS}
+        fields = {name: getattr(batch.metadata, name) for name in METADATA}
+        fields |= {name: getattr(batch, name) for name in INPUTS}
+        require_there(self.device, pools | fields)
+        read = on_host([*pools.values(), *fields.values()])
         memory, lists = read[: len(pools)], [field.tolist() for field in read[len(pools) :]]
         starts, flags, slots, owners, tokens, positions, writes, lengths, tables, wanted = lists
         conv, delta, keys, values = (pool.numpy() for pool in memory)
@@ -110,7 +110,8 @@ class Toy:
         # All on one stream: nothing is written to the pools meanwhile.
         if self.device != HOST:
             changed = torch.cat([pool.reshape(-1) for pool in memory]).to(self.device)
-            for pool, part in zip(pools, changed.split([pool.numel() for pool in pools]), strict=True):
+            parts = changed.split([pool.numel() for pool in memory])
+            for pool, part in zip(pools.values(), parts, strict=True):
                 pool.copy_(part.view(pool.shape))
         rows = [_logits(outputs.get(at)) for at in wanted]
         return torch.tensor(rows, dtype=torch.float32, device=self.device).view(-1, VOCABULARY)

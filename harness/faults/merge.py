@@ -107,7 +107,7 @@ class Matrix:
     @property
     def blind(self) -> list[Column]:
         """Columns in which no fault counts: all of theirs are unseen there, proven equivalent or no valid program."""
-        return [column for column in self.columns if not any(column.sees(fault) for fault in self.faults)]
+        return [column for column in self.columns if column.summary["score"] is None]
 
     @property
     def exit_status(self) -> int:

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, seed, settings
-from hypothesis import strategies as st
 
 import serving
 from harness import operators, strategies
 from harness.cell import CellSpec
 from harness.context import Context
+from harness.draws import draws
 from harness.failure import Failure
 from harness.faults import injection, model
 from harness.faults.trial import TrialCell
@@ -108,17 +107,7 @@ def test_the_operator_says_what_happened() -> None:
 def test_lives_meet_what_engines_meet() -> None:
     """Of 150 lives, many preempt, share prefixes, wait for slots, replay decodes and compute prompts in pieces."""
     met: dict[str, int] = {}
-
-    @seed(1)
-    @settings(
-        max_examples=150,
-        database=None,
-        deadline=None,
-        phases=(Phase.generate,),
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(OPERATOR.cases(strategies.CPU, "float32"), st.none())
-    def live(case: EngineCase, _: None) -> None:
+    for case in draws(OPERATOR.cases(strategies.CPU, "float32"), 150, seed=1):
         lived = Life(load_target("serving.engine:Engine"), TOY, case.size.settings(case.seed)).live(case)
         reports, books = lived.reports, list(lived.watch.books.values())
         seen = {
@@ -141,8 +130,6 @@ def test_lives_meet_what_engines_meet() -> None:
         }
         for name, yes in seen.items():
             met[name] = met.get(name, 0) + yes
-
-    live()
     assert {name for name, count in met.items() if count < 8} == set(), met
 
 
@@ -161,24 +148,11 @@ def test_trouble_is_met_on_purpose(fault: str, property: str, least: int, tmp_pa
     assert prop.strategy is not None
     with injection.injected(FAULTS[fault], tmp_path) as target:
         context = Context(OPERATOR, load_target(target), TOY.device)
-
-        @seed(1)
-        @settings(
-            max_examples=300,
-            database=None,
-            deadline=None,
-            phases=(Phase.generate,),
-            suppress_health_check=list(HealthCheck),
-        )
-        @given(prop.strategy(strategies.CPU, "float32"))
-        def live(case: EngineCase) -> None:
-            nonlocal met
+        for case in draws(prop.strategy(strategies.CPU, "float32"), 300, seed=1):
             try:
                 prop.body(context, case)
             except Failure:
                 met += 1
-
-        live()
     assert met >= least
 
 
@@ -191,30 +165,20 @@ def test_a_prompt_that_ends_at_a_snapshot_is_asked_for_again(tmp_path: Path) -> 
 
 
 def test_crowds_are_made_smaller_by_hand_too() -> None:
-    met = {"preempted by hand": 0, "random slots": 0, "no prefix cache": 0}
-
-    @seed(1)
-    @settings(max_examples=60, database=None, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(crowds(strategies.CPU, "float32"))
-    def draw(case: EngineCase) -> None:
-        met["preempted by hand"] += any(action.what == "preempt" for action in case.actions)
-        met["random slots"] += case.size.random_slots
-        met["no prefix cache"] += not case.size.interval
-
-    draw()
+    cases = draws(crowds(strategies.CPU, "float32"), 60, seed=1)
+    met = {
+        "preempted by hand": sum(any(action.what == "preempt" for action in case.actions) for case in cases),
+        "random slots": sum(case.size.random_slots for case in cases),
+        "no prefix cache": sum(not case.size.interval for case in cases),
+    }
     assert min(met.values()) >= 6, met
 
 
 def test_what_is_captured_can_be() -> None:
-    @seed(1)
-    @settings(max_examples=60, database=None, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(captured_models(strategies.CPU, "float32"))
-    def draw(case: EngineCase) -> None:
+    for case in draws(captured_models(strategies.CPU, "float32"), 60, seed=1):
         assert case.model == OPTIMIZED
         assert case.size.graphs
         assert case.size.graph_sizes
-
-    draw()
 
 
 # -- careless engines --------------------------------------------------------------------------------------------------

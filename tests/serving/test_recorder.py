@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, seed, settings
 
 from harness import operators
 from harness.context import Context
+from harness.draws import draws
 from harness.failure import Failure
 from harness.faults import injection, model
 from harness.strategies import CPU
@@ -85,15 +85,9 @@ def test_an_engine_that_never_ends_is_seen() -> None:
 def test_nothing_makes_the_host_wait_at_first() -> None:
     """Each case begins with three steps at least that have no token chosen."""
     context = Context(OPERATOR, Engine, HOST)
-
-    @seed(1)
-    @settings(max_examples=40, database=None, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(unsampled(CPU, "float32"))
-    def begins(case: EngineCase) -> None:
+    for case in draws(unsampled(CPU, "float32"), 40, seed=1):
         calls = recorded(context, case, Recorder(REFERENCES, HOST))
         assert [call["logit_rows"] for call in calls[:UNSAMPLED]] == [[]] * UNSAMPLED
-
-    begins()
 
 
 @pytest.mark.cuda

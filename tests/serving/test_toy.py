@@ -131,6 +131,19 @@ def test_pools_may_have_strides() -> None:
         assert torch.equal(MODEL(step(start, end), strided), MODEL(step(start, end), dense))
 
 
+def test_what_has_changed_is_brought_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: a device that is not the host by name, and memory of which the toy has a copy."""
+    there, here = caches(), caches()
+    for start, end in ((0, 4), (4, 6)):
+        MODEL(step(start, end), here)
+    monkeypatch.setattr(toy, "on_host", lambda tensors: [tensor.clone() for tensor in tensors])
+    elsewhere = toy.Toy(torch.device("cpu", 0))
+    for start, end in ((0, 4), (4, 6)):
+        assert torch.equal(elsewhere(step(start, end), there), toy.alone(TOKENS)[start:end])
+    for name in toy.POOLS:
+        assert torch.equal(getattr(there, name)[0], getattr(here, name)[0])
+
+
 @pytest.mark.parametrize("name", ["keys", "tokens", "seq_idx"])
 def test_what_is_elsewhere_is_refused(name: str) -> None:
     there = torch.device("meta")
