@@ -25,7 +25,7 @@ from properties.test_engine import OPTIMIZED, captured_models
 from serving.engine import Engine
 from serving.engine_case import Action, EngineCase, Size
 from serving.life import Life
-from serving.lives import crowds
+from serving.lives import crowds, families
 from serving.settings import EngineSettings
 from tests.serving.engines import TOY
 
@@ -172,6 +172,12 @@ def test_crowds_are_made_smaller_by_hand_too() -> None:
         "no prefix cache": sum(not case.size.interval for case in cases),
     }
     assert min(met.values()) >= 6, met
+
+
+@pytest.mark.parametrize("what", ["later", "again"])
+def test_families_ask_the_same_again(what: str) -> None:
+    cases = draws(families(strategies.CPU, "float32"), 60, seed=1)
+    assert sum(any(action.what == what for action in case.actions) for case in cases) >= 15
 
 
 def test_what_is_captured_can_be() -> None:
